@@ -1,0 +1,1 @@
+"""Model compression and edge deployment."""

@@ -1,0 +1,74 @@
+"""What the pipeline lends a stage, so that stages import neither backends nor devices."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from edgekit.data import DataSet
+    from edgekit.model import Model
+    from edgekit.target import Target
+
+
+class Task(Protocol):
+    """One line of progress."""
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """Move on by `amount` of the task's total; `note` replaces the text at the end of the line."""
+
+
+class Progress(Protocol):
+    """Where long work reports: a rich bar with time left on stderr, or nothing."""
+
+    def task(self, description: str, total: float | None = None) -> AbstractContextManager[Task]:
+        """A line that stands while the context is open; `total` None means of unknown length."""
+
+    def say(self, line: str) -> None:
+        """One plain line that stays."""
+
+
+class RunContext(Protocol):
+    """Everything a stage may use beside the model.
+
+    `work` is the stage's own folder, kept between a killed run and its `--resume`; `deadline` is a
+    `time.monotonic()` value or None.
+    """
+
+    @property
+    def data(self) -> DataSet: ...
+    @property
+    def targets(self) -> tuple[Target, ...]: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def work(self) -> Path: ...
+    @property
+    def deadline(self) -> float | None: ...
+    @property
+    def progress(self) -> Progress: ...
+
+    def measure(self, model: Model, target: Target) -> dict[str, Any]:
+        """Median latency in seconds of a float build of `model` on `target`'s device: `{"latency_s": ...}`."""
+
+
+class Silent:
+    """A `Progress` that shows nothing: for library use and tests."""
+
+    class _Task:
+        def advance(self, amount: float = 1, note: str = "") -> None:
+            """Nothing to show."""
+
+        def __enter__(self) -> Silent._Task:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+    def task(self, description: str, total: float | None = None) -> AbstractContextManager[Task]:
+        """A line that is never shown."""
+        return self._Task()
+
+    def say(self, line: str) -> None:
+        """Nothing to say."""

@@ -1,0 +1,110 @@
+"""The network being compressed: a torch module while weights are trained, one ONNX graph from `quantize` on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+    from edgekit.quant.spec import QuantSpec
+
+Dim = int | str
+"""A fixed extent, or the name of a dynamic axis."""
+
+Role = Literal["reference", "float", "quantized"]
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a network: numpy dtype name and shape, dynamic axes by name.
+
+    >>> TensorSpec("image", "float32", ("batch", 1, 28, 28)).sized(4)
+    (4, 1, 28, 28)
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    def sized(self, batch: int) -> tuple[int, ...]:
+        """The shape with a dynamic first axis set to `batch` and every other dynamic axis to 1."""
+        return tuple(d if isinstance(d, int) else batch if i == 0 else 1 for i, d in enumerate(self.shape))
+
+    @property
+    def batched(self) -> bool:
+        """Whether the first axis is dynamic."""
+        return bool(self.shape) and isinstance(self.shape[0], str)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one stage did: its settings, its time, and how the model measures after it.
+
+    `snr_db` is the output's signal-to-noise ratio against the reference; `metrics` the task's metrics on the
+    host after the stage; `curve` one entry an epoch where the stage trains; `notes` plain lines for the user.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    seconds: float
+    notes: tuple[str, ...] = ()
+    snr_db: float | None = None
+    agreement: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    macs: int | None = None
+    parameters: int | None = None
+    curve: tuple[Mapping[str, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxModel:
+    """One normalised ONNX graph with, after `quantize`, the QuantSpec that says how to lower it.
+
+    `reference` is the untouched original (accuracy oracle and teacher); the original itself has none.
+    """
+
+    name: str
+    proto: onnx.ModelProto
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    quant: QuantSpec | None = None
+    history: tuple[Step, ...] = ()
+    original: OnnxModel | None = None
+
+    @property
+    def reference(self) -> OnnxModel:
+        """The untouched original."""
+        return self.original or self
+
+    def after(self, step: Step) -> OnnxModel:
+        """The same network with one more step in its history."""
+        return replace(self, history=(*self.history, step))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchModel:
+    """A trainable module. Stages copy it before they change it; `module` is in evaluation mode at rest."""
+
+    name: str
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    reference: OnnxModel
+    history: tuple[Step, ...] = ()
+
+    def after(self, step: Step) -> TorchModel:
+        """The same network with one more step in its history."""
+        return replace(self, history=(*self.history, step))
+
+
+Model = TorchModel | OnnxModel
+
+
+def trail(model: Model) -> str:
+    """The stages behind a model, for messages: `prune -> distill`, or "" for the original."""
+    return " -> ".join(step.name for step in model.history)

@@ -1,0 +1,1 @@
+"""The maths of quantization: ranges from calibration, one QuantSpec, and its grids."""

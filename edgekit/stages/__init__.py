@@ -1,0 +1,27 @@
+"""What to do with a model. A stage is its own configuration, and acts."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol, runtime_checkable
+
+from edgekit.context import RunContext
+from edgekit.model import Model
+
+STAGES: dict[str, str] = {
+    "prune": "edgekit.stages.prune:Prune",
+    "distill": "edgekit.stages.distill:Distill",
+    "quantize": "edgekit.stages.quantize:Quantize",
+}
+"""Name in a recipe -> class. Third parties add theirs under the entry point group `edgekit.stages`."""
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """A frozen pydantic value with the settings of one recipe entry."""
+
+    kind: ClassVar[str]
+    trains: ClassVar[bool]
+    """Whether it needs a `TorchModel` (the pipeline then gives it the torch view of an ONNX source)."""
+
+    def apply(self, model: Model, ctx: RunContext) -> Model:
+        """A new model with this stage's `Step` appended; `model` itself is never changed."""
