@@ -1,0 +1,1 @@
+"""What a run measured, as values, and how people see it."""

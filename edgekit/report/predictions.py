@@ -1,0 +1,100 @@
+"""The predictions of one bundle on one split, kept so that paired tests and slices can be computed later."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import UsageError
+from edgekit.report.report import write_bytes
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """`ids` `[N]`, `labels` `[N]` or None, `top` `[N, k]` classes best first (-1: output not finite), `loss` `[N]`.
+
+    `data_sha256` and `split` say what was predicted: only predictions on the same samples can be paired.
+    """
+
+    ids: tuple[str, ...]
+    labels: npt.NDArray[np.int64] | None
+    top: npt.NDArray[np.int32]
+    loss: npt.NDArray[np.float32] | None
+    data_sha256: str
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Whether the first choice is the label, `[N]`."""
+        if self.labels is None:
+            raise UsageError("These predictions have no labels, so there is no accuracy to compute.")
+        return np.equal(self.top[:, 0], self.labels)
+
+    def same_samples(self, other: Predictions) -> bool:
+        """Whether both predict the same samples in the same order."""
+        mine = (self.data_sha256, self.split, self.ids)
+        return mine == (other.data_sha256, other.split, other.ids)
+
+
+def write_predictions(predictions: Predictions, path: Path) -> None:
+    """Write an `.npz` that loads without pickle; the file is there as a whole or not at all."""
+    arrays: dict[str, Any] = {
+        "ids": np.array(predictions.ids, dtype=np.str_),
+        "top": predictions.top.astype(np.int32),
+        "data_sha256": np.array(predictions.data_sha256, dtype=np.str_),
+        "split": np.array(predictions.split, dtype=np.str_),
+    }
+    if predictions.labels is not None:
+        arrays["labels"] = predictions.labels.astype(np.int64)
+    if predictions.loss is not None:
+        arrays["loss"] = predictions.loss.astype(np.float32)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read what `write_predictions` wrote.
+
+    Raises:
+        UsageError: the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Predictions(
+                ids=tuple(str(i) for i in file["ids"]),
+                labels=file.get("labels"),
+                top=file["top"],
+                loss=file.get("loss"),
+                data_sha256=str(file["data_sha256"]),
+                split=str(file["split"]),
+            )
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path}: not a predictions file ({error}). Run the recipe again.") from error
+
+
+def write_samples(samples: npt.ArrayLike, path: Path) -> None:
+    """Write raw latencies in seconds as `.npy`: `[n]` singles, or `[rounds, 4]` blocks of ABBA rounds."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(samples, np.float64), allow_pickle=False)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_samples(path: Path) -> npt.NDArray[np.float64]:
+    """Read what `write_samples` wrote.
+
+    Raises:
+        UsageError: the file is missing or damaged.
+    """
+    try:
+        return np.asarray(np.load(path, allow_pickle=False), np.float64)
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"{path}: not a samples file ({error}). Run the recipe again.") from error

@@ -1,0 +1,343 @@
+"""What a run did and measured, as one value: `report.json`, schema version 1.
+
+Units are in the names: seconds, bytes, decibels; shares and points are fractions of one (0.01 = 1 pp). Paths are
+relative to the report's own folder. No number is ever NaN or infinite: what could not be measured is null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from edgekit.errors import UsageError
+from edgekit.model import Precision, Role
+
+SCHEMA_VERSION = 1
+IDENTICAL_DB = 300.0
+"""The signal-to-noise ratio written for outputs that are equal bit for bit (infinite, which JSON cannot hold)."""
+
+Status = Literal["measured", "built", "emitted", "failed"]
+Verdict = Literal["pass", "fail", "warn", "inconclusive", "invalid", "missing"]
+
+
+def finite(value: Any) -> Any:
+    """`value`, or None where it is a float that JSON cannot hold.
+
+    >>> finite(float("nan")) is None
+    True
+    """
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _finite_values(values: Any) -> Any:
+    return {k: v for k, v in values.items() if finite(v) is not None} if isinstance(values, Mapping) else values
+
+
+def _decibels(value: Any) -> Any:
+    return IDENTICAL_DB if value == math.inf else finite(value)
+
+
+Number = Annotated[float | None, BeforeValidator(finite)]
+Decibels = Annotated[float | None, BeforeValidator(_decibels)]
+Numbers = Annotated[dict[str, float], BeforeValidator(_finite_values)]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Bounds(_Value):
+    """A value with its 95 % interval `[low, high]`."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Interval(Bounds):
+    """A value with its 95 % interval, from `n` samples."""
+
+    n: int
+
+
+class Observed(Interval):
+    """What a clause was judged on, in `unit` ("s", "bytes", "" for shares and ratios, ...)."""
+
+    unit: str = ""
+
+
+class Metrics(_Value):
+    """The task's metrics on one split; precision, recall and F1 are macro averages.
+
+    `intervals` holds the 95 % intervals `(low, high)` of those that are plain numbers.
+    """
+
+    accuracy: Interval | None = None
+    precision: Number = None
+    recall: Number = None
+    f1: Number = None
+    loss: Number = None
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+
+
+class ClassMetrics(_Value):
+    """One class against the rest. `accuracy` is one against the rest too; `support` counts its samples."""
+
+    name: str
+    accuracy: float
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+class Latency(_Value):
+    """Percentiles of single inferences in seconds; one that too few samples allow is null."""
+
+    p50: Bounds | None = None
+    p90: Bounds | None = None
+    p95: Bounds | None = None
+    p99: Bounds | None = None
+    n: int
+    samples_file: str | None = None
+
+
+class Paired(_Value):
+    """This result's latency over that of the `vs` bundle, from interleaved rounds: below 1 is faster."""
+
+    vs: Role
+    statistic: str
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+    samples_file: str | None = None
+
+
+class DeviceInfo(_Value):
+    """Where it was measured. Two results compare only if `fingerprint` and `threads` are equal."""
+
+    name: str
+    fingerprint: str
+    threads: int | None = None
+    state: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    details: dict[str, Any] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any], **more: Any) -> DeviceInfo:
+        """From `Device.describe()`: what has no field of its own goes to `details`."""
+        rest = {k: v for k, v in described.items() if k not in cls.model_fields}
+        own = {k: v for k, v in described.items() if k in cls.model_fields} | more
+        details = {**rest, **own.pop("details", {})}
+        return cls(**own, details=details)
+
+
+class Result(_Value):
+    """One bundle: what it is, where it was measured and how it did.
+
+    `invalid` says why timings don't count (a throttled device, for one) and is empty where they do.
+    `size_bytes` counts the compiled model's files alone, `bundle_bytes` the whole `.edge` file.
+    """
+
+    target: str
+    backend: str
+    precision: Precision
+    role: Role
+    status: Status
+    reason: str = ""
+    invalid: str = ""
+    measured_on: str | None = None
+    device: DeviceInfo | None = None
+    bundle: str | None = None
+    size_bytes: int | None = None
+    bundle_bytes: int | None = None
+    predictions_file: str | None = None
+    metrics: Metrics | None = None
+    per_class: tuple[ClassMetrics, ...] = ()
+    latency_s: Latency | None = None
+    paired: tuple[Paired, ...] = ()
+    load_s: Number = None
+    first_inference_s: Number = None
+    peak_rss_bytes: int | None = None
+    energy_j: Number = None
+    energy_reason: str = ""
+    int8_nodes: int | None = None
+    float_nodes: int | None = None
+    float_reasons: dict[str, str] = Field(default_factory=dict)
+    agreement: Number = None
+    agreement_n: int | None = None
+    snr_db: Decibels = None
+    ships: bool = False
+    ships_reason: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """What tells results apart: `x86-64/onnxruntime/quantized/int8`."""
+        return f"{self.target}/{self.backend}/{self.role}/{self.precision}"
+
+    @property
+    def accuracy(self) -> Interval | None:
+        """The accuracy, where there are labels."""
+        return self.metrics.accuracy if self.metrics else None
+
+    def paired_with(self, vs: str, statistic: str = "p50") -> Paired | None:
+        """The interleaved comparison with another role on one statistic, if it was made."""
+        return next((p for p in self.paired if p.vs == vs and p.statistic == statistic), None)
+
+
+class SourceInfo(_Value):
+    """The model as it came: `metrics` and `per_class` on the host in fp32."""
+
+    name: str
+    origin: str = ""
+    sha256: str = ""
+    size_bytes: int
+    macs: int | None = None
+    parameters: int | None = None
+    metrics: Metrics | None = None
+    per_class: tuple[ClassMetrics, ...] = ()
+
+
+class StageInfo(_Value):
+    """One stage as it went: see `edgekit.model.Step`."""
+
+    name: str
+    config: dict[str, Any] = Field(default_factory=dict)
+    seconds: float
+    snr_db: Decibels = None
+    agreement: Number = None
+    metrics: Numbers = Field(default_factory=dict)
+    macs: int | None = None
+    parameters: int | None = None
+    notes: tuple[str, ...] = ()
+    curve: tuple[Numbers, ...] = ()
+
+
+class RecipeInfo(_Value):
+    """Which recipe ran: its file name and the hash of its text."""
+
+    name: str
+    path: str = ""
+    sha256: str = ""
+    text: str = ""
+
+
+class DataInfo(_Value):
+    """What the metrics were computed on."""
+
+    name: str
+    split: str
+    n: int
+    sha256: str = ""
+    task: str = "classification"
+    classes: tuple[str, ...] = ()
+    licence: str = ""
+
+
+class TargetInfo(_Value):
+    """One entry of the recipe's targets; `device` is null where it is built without being timed."""
+
+    target: str
+    backends: tuple[str, ...]
+    device: str | None = None
+
+
+class Judgement(_Value):
+    """One clause on one bundle. `limit` is in the unit of `observed`; `exit_code` is what it asks for."""
+
+    clause: str
+    target: str | None = None
+    backend: str | None = None
+    verdict: Verdict
+    observed: Observed | None = None
+    limit: float | None = None
+    reason: str
+    exit_code: int = 0
+
+
+class Report(_Value):
+    """Everything a run did and measured."""
+
+    schema_version: Literal[1] = 1
+    edgekit: str
+    created: str
+    seconds: Number = None
+    recipe: RecipeInfo | None = None
+    data: DataInfo | None = None
+    source: SourceInfo
+    stages: tuple[StageInfo, ...] = ()
+    targets: tuple[TargetInfo, ...] = ()
+    results: tuple[Result, ...] = ()
+    gate: tuple[Judgement, ...] = ()
+    warnings: tuple[str, ...] = ()
+    environment: dict[str, str] = Field(default_factory=dict)
+    exit_code: int = 0
+
+    def result(self, target: str, backend: str, role: str) -> Result | None:
+        """The first result of that bundle, if there is one."""
+        same = (r for r in self.results if (r.target, r.backend, r.role) == (target, backend, role))
+        return next(same, None)
+
+    def shipped(self, target: str, backend: str) -> Result | None:
+        """The bundle that ships for a target and backend, if any does."""
+        same = (r for r in self.results if (r.target, r.backend) == (target, backend))
+        return next((r for r in same if r.ships), None)
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write `report.json`; the file is there as a whole or not at all."""
+    text = json.dumps(report.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False)
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write under a temporary name, then rename: the file is there as a whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_report(path: Path) -> Report:
+    """Read a `report.json`.
+
+    Raises:
+        UsageError: the file is missing, is not JSON, or is not a report of this schema version.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}. Give the report.json of a run.") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: not valid JSON ({error}). Give the report.json of a run.") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UsageError(
+            f"{path}: schema_version is {version!r}, this edgekit reads {SCHEMA_VERSION}. "
+            "Run the recipe again with this version."
+        )
+    try:
+        return Report.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{path}: {where}: {first['msg']}. Run the recipe again.") from error

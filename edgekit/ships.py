@@ -1,0 +1,124 @@
+"""Which bundle ships for a target and backend: the quantized one only if it is shown faster and near enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from edgekit.metrics import paired_accuracy
+from edgekit.report.predictions import Predictions
+from edgekit.report.quantities import show, show_interval
+from edgekit.report.report import Bounds, Result
+
+Loader = Callable[[str], Predictions]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The result that ships, or None where none can, with the reason in one line.
+
+    `verified` says that speed and accuracy were both measured. `helped` is False where quantizing did not pay.
+    """
+
+    result: Result | None
+    reason: str
+    verified: bool = True
+    helped: bool = True
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """One half of the decision: whether it lets the quantized bundle ship, and what was seen."""
+
+    allows: bool
+    text: str
+    verified: bool = True
+
+
+def choose_ships(results: Sequence[Result], max_drop: float, *, predictions: Loader | None = None) -> Choice:
+    """Choose among the results of one (target, backend).
+
+    The quantized bundle ships if it is not shown slower or worse: where a device measured it, the upper bound of its
+    paired p50 ratio against float lies below 1; and it loses at most `max_drop` (a fraction: 0.005 = 0.5 pp) of
+    accuracy against float. Without a device, or without labels, it ships unverified, and the reason says so.
+    """
+    usable = [r for r in results if r.status != "failed"]
+    by_role = {role: next((r for r in usable if r.role == role), None) for role in ("quantized", "float", "reference")}
+    quantized, base = by_role["quantized"], by_role["float"] or by_role["reference"]
+    if quantized is None:
+        return _unquantized(results, base)
+    label = quantized.precision
+    if base is None:
+        return Choice(quantized, f"{label} ships: nothing was built to compare it with (unverified)", verified=False)
+    findings = (_speed(quantized, base), _drop(quantized, base, max_drop, predictions))
+    against = [finding.text for finding in findings if not finding.allows]
+    if against:
+        return Choice(base, f"{base.role} {base.precision} ships: {label} {' and '.join(against)}", helped=False)
+    verified = all(finding.verified for finding in findings)
+    said = ", ".join(finding.text for finding in findings)
+    return Choice(quantized, f"{label} ships: {said}{'' if verified else ' (unverified)'}", verified=verified)
+
+
+def mark_ships(
+    results: Iterable[Result], max_drop: float, *, predictions: Loader | None = None
+) -> tuple[tuple[Result, ...], tuple[str, ...]]:
+    """All results with `ships` and `ships_reason` set, and a warning for every pair where quantizing did not help."""
+    results = tuple(results)
+    pairs = dict.fromkeys((r.target, r.backend) for r in results)
+    choices = {
+        pair: choose_ships([r for r in results if (r.target, r.backend) == pair], max_drop, predictions=predictions)
+        for pair in pairs
+    }
+    marked = []
+    for result in results:
+        choice = choices[result.target, result.backend]
+        ships = choice.result is result
+        marked.append(result.model_copy(update={"ships": ships, "ships_reason": choice.reason if ships else ""}))
+    warnings = [f"{target}, {backend}: {c.reason}." for (target, backend), c in choices.items() if not c.helped]
+    return tuple(marked), tuple(warnings)
+
+
+def _unquantized(results: Sequence[Result], base: Result | None) -> Choice:
+    tried = next((r for r in results if r.role == "quantized"), None)
+    why = f": the {tried.precision} build failed ({tried.reason})" if tried else ""
+    if base is None:
+        return Choice(None, "nothing ships: no bundle was built", helped=False)
+    return Choice(base, f"{base.role} {base.precision} ships{why}", helped=tried is None)
+
+
+def _speed(quantized: Result, base: Result) -> _Finding:
+    if quantized.status != "measured":
+        return _Finding(True, f"its speed was not measured ({quantized.status})", verified=False)
+    invalid = quantized.invalid or base.invalid
+    if invalid:
+        return _Finding(False, f"is not shown faster than {base.role} (the timing does not count: {invalid})")
+    pair = quantized.paired_with(base.role)
+    if pair is None:
+        return _Finding(False, f"is not shown faster than {base.role} (they were not compared)")
+    seen = show_interval(Bounds(value=pair.ratio, low=pair.low, high=pair.high), "ratio")
+    if pair.high < 1:
+        return _Finding(True, f"takes {seen} the time of {base.role}")
+    return _Finding(False, f"is not shown faster than {base.role} ({seen} the time, the interval must lie below 1)")
+
+
+def _drop(quantized: Result, base: Result, max_drop: float, load: Loader | None) -> _Finding:
+    mine, theirs = quantized.accuracy, base.accuracy
+    if mine is None or theirs is None:
+        return _Finding(True, "its accuracy was not measured", verified=False)
+    drop = theirs.value - mine.value
+    paired = _paired_drop(quantized, base, load)
+    seen = show_interval(paired, "points") if paired else show(drop, "points")
+    allowed = f"max_drop is {show(max_drop, 'points')}"
+    if drop <= max_drop + 1e-12:
+        return _Finding(True, f"loses {seen} of accuracy against {base.role} ({allowed})")
+    return _Finding(False, f"loses {seen} of accuracy against {base.role} ({allowed})")
+
+
+def _paired_drop(quantized: Result, base: Result, load: Loader | None) -> Bounds | None:
+    if load is None or quantized.predictions_file is None or base.predictions_file is None:
+        return None
+    mine, theirs = load(quantized.predictions_file), load(base.predictions_file)
+    if mine.labels is None or not mine.same_samples(theirs):
+        return None
+    gap = paired_accuracy(theirs.correct(), mine.correct())
+    return Bounds(value=gap.value, low=gap.low, high=gap.high)

@@ -1,0 +1,56 @@
+"""Quantities as people write them in recipes: sizes, durations, shares and percentage points."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from edgekit.errors import UsageError
+
+_SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_DURATIONS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0, "h": 3600.0}
+_QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([a-zµ%]*)", re.IGNORECASE)
+
+
+def _parse(text: str | float, what: str, example: str, units: dict[str, float]) -> float:
+    match = _QUANTITY.fullmatch(str(text).strip())
+    scale = units.get(match[2].lower()) if match else None
+    if match is None or scale is None or not math.isfinite(float(match[1])):
+        raise UsageError(f"{text!r} is not {what}. Write it like {example}.")
+    return float(match[1]) * scale
+
+
+def parse_size(text: str | float) -> int:
+    """Bytes; MB = 10^6 and MiB = 2^20.
+
+    >>> parse_size("2 MB")
+    2000000
+    """
+    return round(_parse(text, "a size", "'2 MB'", {"": 1, **_SIZES}))
+
+
+def parse_duration(text: str | float) -> float:
+    """Seconds; a bare number is seconds.
+
+    >>> parse_duration("10 ms")
+    0.01
+    """
+    return _parse(text, "a duration", "'10 ms'", {"": 1.0, **_DURATIONS})
+
+
+def parse_points(text: str | float) -> float:
+    """Percentage points as a fraction of one; a bare number is that fraction already.
+
+    >>> parse_points("0.5pp")
+    0.005
+    """
+    return _parse(text, "a number of percentage points", "'0.5pp'", {"": 1.0, "pp": 0.01, "%": 0.01})
+
+
+def parse_percent(text: str | float) -> float:
+    """A share; a bare number is a fraction of one.
+
+    >>> parse_percent("5%")
+    0.05
+    """
+    return _parse(text, "a share", "'5%' or 0.05", {"": 1.0, "%": 0.01})
