@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 from edgekit.errors import MissingDependencyError
 
 DISTRIBUTION = "edgekit-toolchain"
+REPORTERS = ("openvino_telemetry",)
+"""Packages with which dependencies report usage, by default and unasked, on their own import."""
 
 
 def pip_command(extra: str) -> str:
@@ -28,7 +32,8 @@ def require(package: str, *, extra: str, why: str) -> ModuleType:
         MissingDependencyError: the package, or one that it needs, is not installed.
     """
     try:
-        return importlib.import_module(package)
+        with _unreported():
+            return importlib.import_module(package)
     except ImportError as error:
         root = package.partition(".")[0]
         absent = isinstance(error, ModuleNotFoundError) and error.name == root
@@ -36,6 +41,19 @@ def require(package: str, *, extra: str, why: str) -> ModuleType:
         raise MissingDependencyError(
             f"{why} needs the package {root!r}{seen}. Install it: {pip_command(extra)}"
         ) from error
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Packages imported inside find no reporter and take their own stub; nothing of the user's home is touched."""
+    hidden = [name for name in REPORTERS if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

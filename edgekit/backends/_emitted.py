@@ -1,0 +1,96 @@
+"""What the emitters of ONNX-reading runtimes share: the graph that a runtime gets, and what can be read off it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekit.errors import BuildError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edgekit.backends import Job
+
+QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+
+
+def emitted(job: Job, backend: str) -> onnx.ModelProto:
+    """The graph that `backend` compiles: folded floats, or Q/DQ in the grid variant that the target's facts name.
+
+    The model's own graph is not touched.
+
+    Raises:
+        BuildError: a quantized build of a model that no stage has quantized.
+    """
+    from edgekit.graph.fold import fold
+    from edgekit.graph.opset import for_opset
+    from edgekit.quant.qdq import emit
+
+    if job.role != "quantized":
+        graph = fold(job.model.proto)
+    elif job.model.quant is None:
+        raise BuildError(
+            f"{backend} cannot build {job.model.name!r} as quantized: no stage has quantized it. "
+            "Put `quantize` into the recipe's stages."
+        )
+    else:
+        graph = emit(job.model.proto, job.model.quant, job.facts.grid, backend)
+    return for_opset(graph, job.facts.max_opset) if job.facts.max_opset else graph
+
+
+def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those inside the bodies of If, Loop and Scan too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from nodes(body)
+
+
+def operators(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """The nodes that compute something, by name: neither Q/DQ nor Constant."""
+    return {n.name: n for n in proto.graph.node if n.op_type not in QUANTIZERS and n.op_type != "Constant"}
+
+
+def initializers(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The graph's constants by name."""
+    return {tensor.name: tensor for tensor in proto.graph.initializer}
+
+
+def producers(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """The node behind every tensor."""
+    return {output: node for node in proto.graph.node for output in node.output if output}
+
+
+def output_steps(proto: onnx.ModelProto) -> tuple[float | None, ...]:
+    """The quantization step of each graph output, None where the output is float all the way."""
+    import onnx
+
+    made, constants = producers(proto), initializers(proto)
+    steps: list[float | None] = []
+    for output in proto.graph.output:
+        node = made.get(output.name)
+        quantized = node is not None and node.op_type == "DequantizeLinear" and node.input[1] in constants
+        scale = onnx.numpy_helper.to_array(constants[node.input[1]]) if node is not None and quantized else None
+        steps.append(None if scale is None else float(np.max(scale)))
+    return tuple(steps)
+
+
+def nodes_in(message: str, proto: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the nodes that a runtime's error message means: by operator type, or else by node or tensor name.
+
+    Operator types count as the ONNX frontend of OpenVINO writes them: `Det-17`, `acme.Frobnicate`.
+    """
+    listed = re.search(r"No conversion rule found for operations:\s*(.+)", message)
+    if listed:
+        types = {re.sub(r"-\d+$", "", entry.strip()).rpartition(".")[2] for entry in listed[1].split(",")}
+        found = tuple(n.name for n in nodes(proto.graph) if n.op_type in types)
+        if found:
+            return found
+    words = set(re.findall(r"[\w./:\-]+", message)) | set(re.findall(r"'([^']+)'", message))
+    words |= {re.sub(r"[./:]+$", "", word) for word in words}
+    return tuple(n.name for n in nodes(proto.graph) if n.name in words or words.intersection(filter(None, n.output)))

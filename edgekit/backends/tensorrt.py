@@ -1,0 +1,226 @@
+"""TensorRT: an engine built ahead of time where this machine can, or the graph from which a board builds its own.
+
+Two packages serve, by one code path: `tensorrt_rtx` builds for a named compute capability and needs no GPU;
+the classic `tensorrt` builds for the GPU of this machine. An engine runs only with the package that built it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgekit.backends import Availability, Built, Job
+from edgekit.errors import BuildError
+from edgekit.extras import pip_command, require
+
+if TYPE_CHECKING:
+    import onnx
+
+MAX_BATCH = 8
+"""The largest batch of an engine whose source has a dynamic batch; it is tuned for batch 1."""
+GPU_DEVICES = ("/dev/nvidia0", "/dev/nvhost-gpu", "/dev/dxg")
+"""Where Linux, a Jetson and WSL show that there is a GPU, without loading CUDA."""
+
+Shapes = dict[str, list[list[int]]]
+"""Input name to its least, usual and largest shape."""
+
+
+class TensorRT:
+    """Compiles for NVIDIA's GPUs: s8 activations around zero, one scale a tensor, float biases."""
+
+    name: ClassVar[str] = "tensorrt"
+
+    def availability(self) -> Availability:
+        """Found from installed packages and device files; nothing of CUDA is loaded."""
+        gpu, package = has_gpu(), installed()
+        if package is None:
+            return Availability(
+                False, False, reason=f"neither 'tensorrt' nor 'tensorrt_rtx' is installed: {pip_command('tensorrt')}"
+            )
+        version = f"{package} {metadata.version(package)}"
+        if gpu:
+            return Availability(compiles=True, runs=True, version=version)
+        compiles = package == "tensorrt_rtx"
+        reason = (
+            "no NVIDIA GPU here: engines can be built ahead of time, not run"
+            if compiles
+            else (
+                f"no NVIDIA GPU here, and 'tensorrt' builds only for its own; 'tensorrt_rtx' builds without: "
+                f"{pip_command('tensorrt')}"
+            )
+        )
+        return Availability(compiles=compiles, runs=False, version=version, reason=reason)
+
+    def build(self, job: Job) -> Built:
+        """Emit the graph; compile it too unless the target's boards build their own engines.
+
+        Raises:
+            BuildError: an operator that TensorRT lacks (named), or a graph outside its grid.
+            MissingDependencyError: onnx, or for an engine every TensorRT package, is missing.
+        """
+        from edgekit.backends import _tensorrt_graph as graph
+        from edgekit.backends._emitted import emitted, output_steps
+
+        onnx = require("onnx", extra="onnx", why="emitting a graph for TensorRT")
+        proto = emitted(job, self.name)
+        if job.role == "quantized":
+            graph.check_symmetric(proto)
+        elif job.precision == "fp16":
+            proto = graph.half(proto)
+        source = job.work / "model.onnx"
+        onnx.save_model(proto, job.work / "model.onnx.part")
+        (job.work / "model.onnx.part").rename(source)
+        common: dict[str, Any] = {
+            "placement": graph.planned(proto, job.model.quant if job.role == "quantized" else None),
+            "steps": output_steps(proto),
+        }
+        runner: dict[str, Any] = {"shapes": shapes(job), "tf32": False}
+        if job.facts.built_on == "device":
+            note = "the engine is built on the board, by the agent; placement is as planned, not as seen"
+            return Built("emitted", {"model.onnx": source}, "model.onnx", runner=runner, notes=(note,), **common)
+        trt = api(job)
+        engine = job.work / "model.engine"
+        compile_engine(trt, proto, job, engine, runner["shapes"])
+        return Built(
+            "built",
+            {"model.engine": engine, "model.onnx": source},
+            "model.engine",
+            runner={**runner, "package": trt.__name__},
+            versions={trt.__name__: trt.__version__, "compute_capability": compute_capability(job)},
+            notes=("placement is as planned: only a GPU shows what the engine does",),
+            **common,
+        )
+
+
+def has_gpu() -> bool:
+    """Whether a device file of an NVIDIA GPU exists."""
+    return any(Path(device).exists() for device in GPU_DEVICES)
+
+
+def installed() -> str | None:
+    """The package that serves here: classic where there is a GPU to build for, else the one that needs none."""
+    order = ("tensorrt", "tensorrt_rtx") if has_gpu() else ("tensorrt_rtx", "tensorrt")
+    return next((package for package in order if importlib.util.find_spec(package) is not None), None)
+
+
+def compute_capability(job: Job) -> str:
+    """The target GPU's, such as "8.6".
+
+    Raises:
+        BuildError: the target does not say.
+    """
+    if job.target.gpu is None:
+        raise BuildError(f"Target {job.target.name!r} names no GPU, and an engine is built for one compute capability.")
+    return job.target.gpu.compute
+
+
+def api(job: Job) -> ModuleType:
+    """The TensorRT package that builds for the job's target.
+
+    Raises:
+        MissingDependencyError: there is none.
+        BuildError: the only one installed can build for this machine's own GPU alone, and there is none.
+    """
+    package = installed() or "tensorrt_rtx"
+    trt = require(package, extra="tensorrt", why=f"building a TensorRT engine for {job.target.name}")
+    if package == "tensorrt" and not has_gpu():
+        raise BuildError(
+            f"Package 'tensorrt' builds engines only for a GPU in this machine, and there is none; for "
+            f"{job.target.name} 'tensorrt_rtx' builds without one: {pip_command('tensorrt')}"
+        )
+    return trt
+
+
+def shapes(job: Job) -> Shapes:
+    """Least, usual and largest shape of every input: the batch from 1 to 8, tuned for 1; other axes as the samples'.
+
+    Raises:
+        BuildError: an axis other than the batch is dynamic, and no sample says how long it is.
+    """
+    found: Shapes = {}
+    for index, spec in enumerate(job.model.inputs):
+        usual = list(job.samples[index].shape) if job.samples else list(spec.sized(1))
+        unknown = [axis for axis in spec.shape[1:] if isinstance(axis, str)]
+        if unknown and not job.samples:
+            raise BuildError(f"TensorRT needs the extent of axis {unknown[0]!r} of input {spec.name!r}, or a sample.")
+        first = [1, 1, MAX_BATCH] if spec.batched else [usual[0]] * 3 if usual else []
+        if usual and isinstance(spec.shape[0], int):
+            first = [spec.shape[0]] * 3
+        found[spec.name] = [[extent, *usual[1:]] for extent in first] if usual else [[], [], []]
+    return found
+
+
+def compile_engine(trt: ModuleType, proto: onnx.ModelProto, job: Job, path: Path, ranges: Shapes) -> None:
+    """Build an engine of a strongly typed network, each operator in the type that the graph says, without TF32.
+
+    Raises:
+        BuildError: the parser or the builder refuses; nodes are named where they are known.
+    """
+    from edgekit.backends._emitted import nodes_in
+
+    log = _log(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(proto.SerializeToString()):
+        raise _refused([parser.get_error(i) for i in range(parser.num_errors)], trt)
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    _aim(trt, config, compute_capability(job))
+    if any(-1 in tuple(network.get_input(i).shape) for i in range(network.num_inputs)):
+        profile = builder.create_optimization_profile()
+        for name, (least, usual, largest) in ranges.items():
+            profile.set_shape(name, least, usual, largest)
+        config.add_optimization_profile(profile)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        message = "; ".join(log.errors) or "no reason given"
+        stopped = nodes_in(message, proto)
+        named = f" at {', '.join(stopped)}" if stopped else ""
+        raise BuildError(
+            f"TensorRT parsed the model but cannot build it for {job.target.name}{named}: {message}", stopped
+        )
+    part = path.with_suffix(".part")
+    part.write_bytes(engine)
+    part.rename(path)
+
+
+def _aim(trt: ModuleType, config: Any, compute: str) -> None:
+    """Build for one compute capability. The classic package has no choice: it builds for the GPU that is here."""
+    if not hasattr(trt, "ComputeCapability"):
+        return
+    known: Mapping[str, Any] = trt.ComputeCapability.__members__
+    wanted = f"SM{compute.replace('.', '')}"
+    if wanted not in known:
+        able = ", ".join(sorted(name for name in known if name.startswith("SM")))
+        raise BuildError(
+            f"{trt.__name__} {trt.__version__} cannot build for {wanted} ahead of time; it can for {able}."
+        )
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(known[wanted], 0)
+
+
+def _refused(errors: list[Any], trt: ModuleType) -> BuildError:
+    """One error for all that the parser found, a clause a node."""
+    seen = {error.node_name() or "?": f"{error.node_operator()}: {error.desc()}" for error in errors}
+    clauses = "; ".join(f"{node} ({why})" for node, why in seen.items())
+    return BuildError(f"TensorRT ({trt.__name__} {trt.__version__}) cannot parse the model: {clauses}.", seen)
+
+
+def _log(trt: ModuleType) -> Any:
+    """A logger that keeps errors and prints nothing."""
+
+    class Log(trt.ILogger):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(message.strip())
+
+    return Log()
