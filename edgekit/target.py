@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgekit.errors import UsageError
+from edgekit.extras import unknown
 from edgekit.model import Precision
 from edgekit.quant.spec import Variant
 
@@ -15,7 +19,7 @@ class _Value(BaseModel):
 
 
 class Cpu(_Value):
-    """A processor: `features` in the words of the kernel's cpuinfo."""
+    """A processor: `features` in the words of the kernel's cpuinfo; `a|b` means that one of them is there."""
 
     model: str
     cores: int
@@ -31,7 +35,10 @@ class Gpu(_Value):
 
 
 class BackendFacts(_Value):
-    """What one runtime can do on a target. `built_on`: "host" (ahead of time) or "device" (by the agent)."""
+    """What one runtime can do on a target. `built_on`: "host" (ahead of time) or "device" (by the agent).
+
+    `runtimes` are the packages that can run it there; `min_version` is that of the oldest, `max_opset` what it reads.
+    """
 
     min_version: str | None = None
     max_opset: int | None = None
@@ -62,3 +69,42 @@ class Target(_Value):
     backends: dict[str, BackendFacts]
     budget: Budget = Budget()
     sources: tuple[str, ...] = Field(min_length=1)
+
+
+def targets_folder() -> Path:
+    """Where the targets that come with edgekit lie: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "_targets"
+    return installed if installed.is_dir() else package.parent / "targets"
+
+
+def list_targets() -> tuple[str, ...]:
+    """The names of all targets that come with edgekit, sorted.
+
+    >>> "raspberry-pi-5" in list_targets()
+    True
+    """
+    return tuple(sorted(file.stem for file in targets_folder().glob("*.yaml")))
+
+
+@cache
+def load_target(name: str | Path) -> Target:
+    """A target by its name, or from a YAML file of your own (a path that ends in `.yaml` or `.yml`).
+
+    >>> load_target("raspberry-pi-5").cpu.model
+    'cortex-a76'
+
+    Raises:
+        UsageError: no such target, or a file that does not describe one (with file and line).
+    """
+    from edgekit.yamlfile import read_yaml
+
+    own = str(name).endswith((".yaml", ".yml"))
+    path = Path(name) if own else targets_folder() / f"{name}.yaml"
+    if not own and str(name) not in list_targets():
+        raise UsageError(unknown("target", str(name), list_targets()) + " Or give the path of a YAML file of your own.")
+    document = read_yaml(path, "target")
+    target = document.validate(Target, document.value)
+    if not own and target.name != path.stem:
+        raise document.error(("name",), f"must be {path.stem!r}, as the file is called, got {target.name!r}.")
+    return target
