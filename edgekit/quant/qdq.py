@@ -1,0 +1,250 @@
+"""A float graph and its QuantSpec to an ONNX graph with QuantizeLinear and DequantizeLinear, in a backend's grid."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.quant.plan import ACTIVATIONS, WEIGHTED
+from edgekit.quant.rewrite import for_onnxruntime
+from edgekit.quant.spec import Grid, PerChannel, QuantSpec, Variant
+from edgekit.quant.view import GraphView, clip_bounds
+from edgekit.quant.weights import quantize_bias, quantize_weight, scale_array
+
+if TYPE_CHECKING:
+    import onnx
+
+MIN_OPSET = 13
+"""The first opset whose DequantizeLinear takes a scale for each channel."""
+
+_TENSORRT_INPUTS = WEIGHTED | {"Add", "AveragePool", "GlobalAveragePool", "MaxPool"}
+"""Operators that want their inputs in 8 bits on TensorRT; all others take what the fusion around them gives."""
+
+
+def emit(proto: onnx.ModelProto, spec: QuantSpec, variant: Variant, backend: str) -> onnx.ModelProto:
+    """The quantized graph of `backend` ("onnxruntime", "openvino", "tensorrt", ...) in the grid of `variant`.
+
+    Weights become int8 initializers behind DequantizeLinear, the same bytes for every backend of a variant. Graph
+    inputs and outputs stay float32 under their names. ONNX Runtime gets 32-bit biases, the others keep float ones.
+
+    Raises:
+        ValueError: the graph is older than opset 13, or the spec belongs to another graph.
+    """
+    import onnx
+
+    opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset < MIN_OPSET:
+        raise ValueError(f"Q/DQ needs opset {MIN_OPSET} or later, this graph has {opset}: normalise it first")
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    known = {node.name for node in copy.graph.node}
+    strange = [name for name in spec.nodes if name not in known]
+    if strange:
+        raise ValueError(f"the QuantSpec belongs to another graph: it has no node {strange[0]!r}")
+    if backend == "onnxruntime":
+        spec = for_onnxruntime(copy, spec, variant)
+    _Emitter(copy, spec, variant, backend).run()
+    return copy
+
+
+class _Emitter:
+    """Changes one private copy of a graph."""
+
+    def __init__(self, proto: onnx.ModelProto, spec: QuantSpec, variant: Variant, backend: str) -> None:
+        self.graph = proto.graph
+        self.spec = spec
+        self.variant = variant
+        self.backend = backend
+        self.view = GraphView(proto.graph)
+        self.active = {name for name in spec.nodes if spec.is_float(name, backend) is None}
+        self.before: dict[str, list[onnx.NodeProto]] = {}
+        self.after: dict[str, list[onnx.NodeProto]] = {}
+        self.first: list[onnx.NodeProto] = []
+        self.added: set[str] = set()
+
+    def run(self) -> None:
+        """Activations that the grid absorbs go, then activations, weights and biases get their Q/DQ."""
+        if self.variant != "symmetric":
+            self.drop_absorbed()
+        for name in self.spec.tensors:
+            if self.view.is_constant(name):
+                self.constant(name)
+            elif self.wanted(name):
+                self.activation(name)
+        for node in self.graph.node:
+            if node.op_type in WEIGHTED and node.name in self.spec.nodes:
+                self.weight(node)
+        nodes = list(self.first)
+        for node in self.graph.node:
+            nodes += [*self.before.get(node.name, ()), node, *self.after.get(node.name, ())]
+        copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+        del self.graph.node[:]
+        self.graph.node.extend(copies)
+        self.clean()
+
+    def grid(self, tensor: str) -> Grid:
+        return self.spec.grid(tensor, self.variant)
+
+    def is_active(self, node: onnx.NodeProto | None) -> bool:
+        return node is not None and node.name in self.active
+
+    def drop_absorbed(self) -> None:
+        """Remove a Relu or Clip whose bounds the integer grid of its output keeps anyway."""
+        gone: list[onnx.NodeProto] = []
+        for node in self.graph.node:
+            if node.op_type not in ACTIVATIONS or not self.is_active(node) or node.input[0] in self.spec.tensors:
+                continue
+            producer, bounds = self.view.producer[node.input[0]], clip_bounds(node, self.view)
+            if bounds is None or self.view.only_consumer(node.input[0]) is None:
+                continue
+            if within(self.grid(node.output[0]), bounds):
+                producer.output[list(producer.output).index(node.input[0])] = node.output[0]
+                gone.append(node)
+        for node in gone:
+            self.graph.node.remove(node)
+        self.view = GraphView(self.graph)
+
+    def wanted(self, tensor: str) -> bool:
+        """Whether an activation gets Q/DQ."""
+        readers = self.view.consumers[tensor]
+        producer = self.view.producer.get(tensor)
+        if self.variant != "symmetric":
+            return self.is_active(producer) or any(self.is_active(node) for node in readers)
+        return any(
+            self.is_active(node) and node.op_type in _TENSORRT_INPUTS and not self.is_main_branch(tensor, node)
+            for node in readers
+        )
+
+    def is_main_branch(self, tensor: str, node: onnx.NodeProto) -> bool:
+        """Whether `tensor` is the operand of an Add that TensorRT fuses into the convolution that makes it."""
+        if node.op_type != "Add":
+            return False
+        for name in node.input:
+            producer = self.view.producer.get(name)
+            if producer is not None and producer.op_type in WEIGHTED and self.view.only_consumer(name) is not None:
+                return name == tensor
+        return False
+
+    def activation(self, tensor: str) -> None:
+        """Quantize and dequantize `tensor` where it is made; the float original lives on only for float readers."""
+        producer = self.view.producer.get(tensor)
+        if self.is_active(producer) and producer is not None:
+            raw = f"{tensor}/float"
+            producer.output[list(producer.output).index(tensor)] = raw
+            self.after.setdefault(producer.name, []).extend(self.pair(raw, tensor, tensor))
+            return
+        dequantized = f"{tensor}/dequantized"
+        for node in self.view.consumers[tensor]:
+            if self.is_active(node):
+                for i, name in enumerate(node.input):
+                    if name == tensor:
+                        node.input[i] = dequantized
+        nodes = self.pair(tensor, tensor, dequantized)
+        if producer is None:
+            self.first.extend(nodes)
+        else:
+            self.after.setdefault(producer.name, []).extend(nodes)
+
+    def pair(self, source: str, tensor: str, result: str) -> list[onnx.NodeProto]:
+        import onnx
+
+        grid = self.grid(tensor)
+        kind = np.int8 if self.variant == "symmetric" else np.uint8
+        scale = self.add(f"{tensor}/scale", np.asarray(grid.scale, np.float32))
+        zero = self.add(f"{tensor}/zero_point", np.asarray(grid.zero_point, kind))
+        integers = f"{tensor}/quantized"
+        return [
+            onnx.helper.make_node("QuantizeLinear", [source, scale, zero], [integers], name=integers),
+            onnx.helper.make_node("DequantizeLinear", [integers, scale, zero], [result], name=f"{tensor}/dequantize"),
+        ]
+
+    def constant(self, tensor: str) -> None:
+        """A constant operand of an Add, Mul or Concat: 8-bit like an activation. TensorRT takes it in float."""
+        readers = [node for node in self.view.consumers[tensor] if self.is_active(node)]
+        value = self.view.constant(tensor)
+        if self.variant == "symmetric" or not readers or value is None:
+            return
+        grid = self.grid(tensor)
+        integers = np.clip(np.rint(value / np.float32(grid.scale)) + grid.zero_point, grid.low, grid.high)
+        scale = np.asarray(grid.scale, np.float32)
+        zero = np.asarray(grid.zero_point, np.uint8)
+        result = self.dequantize(tensor, integers.astype(np.uint8), scale, zero, None)
+        for node in readers:
+            for i, name in enumerate(node.input):
+                if name == tensor:
+                    node.input[i] = result
+
+    def weight(self, node: onnx.NodeProto) -> None:
+        """Weights of an operator, and its bias where the backend wants that in 32 bits."""
+        name = node.input[1]
+        scales, value = self.spec.weights.get(name), self.view.constant(name)
+        if scales is None or value is None:
+            return
+        steps = scale_array(scales, self.variant)
+        axis = scales.axis if isinstance(scales, PerChannel) else None
+        integers = quantize_weight(value, scales, self.variant)
+        node.input[1] = self.dequantize(name, integers, steps, np.zeros(steps.shape, np.int8), axis)
+        has_bias = len(node.input) > 2 and bool(node.input[2])
+        source = node.input[0].removesuffix("/dequantized")
+        if self.backend != "onnxruntime" or not self.is_active(node) or not has_bias or source not in self.spec.tensors:
+            return
+        bias = self.view.constant(node.input[2])
+        if bias is not None:
+            flat = bias.reshape(-1) if axis is not None else bias
+            values, bias_steps = quantize_bias(flat, self.grid(source).scale, steps)
+            zero = np.zeros(bias_steps.shape, np.int32)
+            node.input[2] = self.dequantize(
+                f"{node.name}/bias", values, bias_steps, zero, 0 if axis is not None else None
+            )
+
+    def dequantize(
+        self,
+        name: str,
+        integers: npt.NDArray[Any],
+        scale: npt.NDArray[np.float32],
+        zero: npt.NDArray[Any],
+        axis: int | None,
+    ) -> str:
+        """An integer initializer behind DequantizeLinear; the name of the float tensor."""
+        import onnx
+
+        result = f"{name}/dequantized"
+        if result in self.added:
+            return result
+        self.added.add(result)
+        inputs = [
+            self.add(f"{name}/quantized", integers),
+            self.add(f"{name}/scale", scale),
+            self.add(f"{name}/zero_point", zero),
+        ]
+        extra = {} if axis is None else {"axis": axis}
+        self.first.append(
+            onnx.helper.make_node("DequantizeLinear", inputs, [result], name=f"{name}/dequantize", **extra)
+        )
+        return result
+
+    def add(self, name: str, value: npt.NDArray[Any]) -> str:
+        import onnx
+
+        self.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+        return name
+
+    def clean(self) -> None:
+        """Drop float weights that nothing reads any more, and shapes of tensors that are gone."""
+        used = {name for node in self.graph.node for name in node.input} | {item.name for item in self.graph.output}
+        del self.graph.value_info[:]
+        for items in (self.graph.initializer,):
+            made = used | {name for node in self.graph.node for name in node.output}
+            stale = [i for i, item in enumerate(items) if item.name not in made]
+            for i in reversed(stale):
+                del items[i]
+        for i in reversed([i for i, item in enumerate(self.graph.input) if item.name in self.view.initializers]):
+            del self.graph.input[i]
+
+
+def within(grid: Grid, bounds: tuple[float, float]) -> bool:
+    """Whether every value of the grid lies inside `bounds`, to half a step."""
+    low, high = grid.scale * (grid.low - grid.zero_point), grid.scale * (grid.high - grid.zero_point)
+    return low >= bounds[0] - grid.scale / 2 and high <= bounds[1] + grid.scale / 2
