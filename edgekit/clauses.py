@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgekit.errors import UsageError
+from edgekit.extras import unknown
+from edgekit.units import parse_duration, parse_percent, parse_points, parse_size
+
 Quantity = float | str
 """A number in base units (seconds, bytes, fractions of one), or text such as "2 MB", "10 ms", "1.0pp", "5%"."""
+
+UNITS: dict[str, str] = {
+    **dict.fromkeys(("accuracy", "precision", "recall", "f1", "agreement"), "share"),
+    **dict.fromkeys(("latency.p50", "latency.p90", "latency.p95", "latency.p99", "load", "first_inference"), "s"),
+    **dict.fromkeys(("size", "bundle_size", "memory"), "bytes"),
+    "loss": "nats",
+    "snr": "dB",
+}
+"""Metric in a clause -> unit. Shares are fractions of one and shown in percent."""
 
 
 class Clause(BaseModel):
@@ -31,3 +45,51 @@ class Clause(BaseModel):
     on_missing: Literal["fail", "warn", "pass"] = "fail"
     on_inconclusive: Literal["inconclusive", "fail", "warn", "pass"] = "inconclusive"
     confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
+
+
+def check(clause: Clause) -> None:
+    """Refuse a clause that could never be judged, before anything long starts.
+
+    Raises:
+        UsageError: an unknown metric, no limit or one of the wrong kind, or a limit that cannot be read.
+    """
+    if clause.metric not in UNITS:
+        raise UsageError(unknown("gate metric", clause.metric, UNITS))
+    names = ("max_regression", "max_ratio") if clause.vs else ("min", "max")
+    given = [n for n in ("min", "max", "max_regression", "max_ratio") if getattr(clause, n) is not None]
+    if not given or not set(given) <= set(names):
+        raise UsageError(
+            f"the gate clause on {clause.metric!r} {'with' if clause.vs else 'without'} 'vs' needs "
+            f"{' or '.join(names)}, got {', '.join(given) or 'no limit'}."
+        )
+    for name in given:
+        read_limit(clause, name)
+
+
+def read_limit(clause: Clause, name: str) -> float:
+    """The limit `name` of a clause in the metric's own unit; a regression of a time or a size is a share.
+
+    >>> read_limit(Clause(metric="size", max="2 MB"), "max")
+    2000000
+
+    Raises:
+        UsageError: it is not a quantity of that kind.
+    """
+    written, unit = getattr(clause, name), UNITS[clause.metric]
+    if name == "max_ratio":
+        return float(written)
+    if name == "max_regression" and unit in ("s", "bytes"):
+        return parse_percent(written)
+    if name == "max_regression" and unit == "share":
+        return parse_points(written)
+    parse: dict[str, Callable[[float | str], float]] = {
+        "share": parse_percent, "s": parse_duration, "bytes": parse_size, "nats": _plain, "dB": _plain,
+    }  # fmt: skip
+    return parse[unit](written)
+
+
+def _plain(written: float | str) -> float:
+    try:
+        return float(written)
+    except ValueError:
+        raise UsageError(f"{written!r} is not a number. Write it like 0.5.") from None

@@ -43,7 +43,7 @@ Numbers = Annotated[tuple[float, ...], BeforeValidator(_as_list), Field(min_leng
 class PreprocessSettings(_Value):
     """Raw samples to model input: `raw * scale + offset`, then `layout` to `to`. What is absent is the source's own."""
 
-    scale: Numbers | None = Field(default=None, examples=["0.00392156862745098 (1/255)"])
+    scale: Numbers | None = Field(default=None, examples=["0.00392156862745098 for 1/255"])
     offset: Numbers | None = None
     layout: Literal["NHW", "NHWC", "NCHW", ""] | None = None
     to: Literal["NHW", "NHWC", "NCHW", ""] | None = None

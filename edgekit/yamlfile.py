@@ -51,9 +51,13 @@ class Document:
             details = error.errors()
             first = min(details, key=lambda d: d["type"] != "extra_forbidden")  # a typo explains the missing key
             inner = _within(value, tuple(first["loc"]))
-            more = len(details) - 1
+            more = len(details) - 1 if first["type"] != "extra_forbidden" else 0
             tail = f" ({more} more problem{'s' if more > 1 else ''} in this section)" if more else ""
             raise self.error((*place, *inner), explain(first, model) + tail) from None
+        except UsageError as error:  # from a validator that reads quantities; the value it quotes tells which key
+            keys = value.items() if isinstance(value, dict) else ()
+            culprit = tuple(key for key, given in keys if str(error).startswith(repr(given)))[:1]
+            raise self.error((*place, *culprit), str(error)) from None
 
 
 def dotted(place: Place) -> str:
@@ -163,7 +167,7 @@ def explain(error: ErrorDetails, model: type[BaseModel] | None = None) -> str:
         "greater_than_equal": f"at least {ctx.get('ge')}",
         "less_than": f"less than {ctx.get('lt')}",
         "less_than_equal": f"at most {ctx.get('le')}",
-        "literal_error": f"one of {ctx.get('expected')}",
+        "literal_error": f"{'one of ' if len(_choices(ctx)) > 1 else ''}{ctx.get('expected')}",
         "model_type": "a mapping of settings",
         "dict_type": "a mapping",
         "list_type": "a list",
@@ -238,7 +242,7 @@ def _field(model: type[BaseModel] | None, loc: Place) -> FieldInfo | None:
 
 
 def _hint(field: FieldInfo | None) -> str:
-    return f" Use for example {field.examples[0]}." if field is not None and field.examples else ""
+    return f" Use {field.examples[0]}." if field is not None and field.examples else ""
 
 
 def _bounds(field: FieldInfo | None) -> str:
