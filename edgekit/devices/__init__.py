@@ -54,9 +54,7 @@ class Device(Protocol):
     def bench(self, bundle: Bundle, *, threads: int = 1, inputs: Path | None = None) -> Bench:
         """Latency of single inferences, load time and peak memory."""
 
-    def pairs(
-        self, a: Bundle, b: Bundle, *, rounds: int, threads: int = 1, inputs: Path | None = None
-    ) -> Pairs:
+    def pairs(self, a: Bundle, b: Bundle, *, rounds: int, threads: int = 1, inputs: Path | None = None) -> Pairs:
         """`a` and `b` in interleaved blocks, in two processes that never run at the same time."""
 
 

@@ -1,0 +1,80 @@
+"""LiteRT by ai-edge-litert, or by tflite-runtime where that is what a board has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..failures import USAGE, Failure, missing
+
+PIP = "pip install ai-edge-litert (or, for Python 3.11 and earlier: pip install tflite-runtime 'numpy<2')"
+
+
+class Runner:
+    """One interpreter. The model takes one sample; a larger batch goes through it sample by sample.
+
+    `manifest.runner` may hold `inputs` and `outputs`: for each of the manifest's, its position in the model's.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], threads: int, batch: int) -> None:
+        package, module = _runtime()
+        path = folder / manifest["entry"]
+        version = metadata.version(package)
+        if package == "tflite-runtime":
+            from .tflite_check import refusal
+
+            reason = refusal(path)
+            if reason:
+                raise Failure(USAGE, f"tflite-runtime {version} would run this model wrongly: {reason}")
+        try:
+            self.interpreter = module.Interpreter(model_path=str(path), num_threads=threads)
+            self.interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise Failure(USAGE, f"{package} {version} cannot load the model: {error}") from error
+        self.inputs = self._places(self.interpreter.get_input_details(), manifest, "inputs")
+        self.outputs = self._places(self.interpreter.get_output_details(), manifest, "outputs")
+        self.size = int(self.interpreter.get_input_details()[0]["shape"][0])
+        self.versions = {package: version}
+
+    def _places(self, details: Sequence[dict[str, Any]], manifest: dict[str, Any], which: str) -> list[int]:
+        order = manifest["runner"].get(which, range(len(manifest[which])))
+        if len(order) != len(details):
+            raise Failure(USAGE, f"the model has {len(details)} {which}, the manifest {len(order)}")
+        return [int(details[position]["index"]) for position in order]
+
+    def infer(self, arrays: Sequence[Any]) -> list[Any]:
+        """Outputs for one batch."""
+        if len(arrays[0]) == self.size:
+            return self._once(arrays)
+        starts = range(0, len(arrays[0]), self.size)
+        parts = [self._once([array[start : start + self.size] for array in arrays]) for start in starts]
+        return [np.concatenate(outputs) for outputs in zip(*parts)]
+
+    def _once(self, arrays: Sequence[Any]) -> list[Any]:
+        for place, array in zip(self.inputs, arrays):
+            self.interpreter.set_tensor(place, array)
+        self.interpreter.invoke()
+        return [self.interpreter.get_tensor(place) for place in self.outputs]
+
+
+def _runtime() -> tuple[str, Any]:
+    """The package that is installed, newest kind first, and its interpreter module."""
+    seen = []
+    try:
+        from ai_edge_litert import interpreter
+
+        return "ai-edge-litert", interpreter
+    except ImportError as error:
+        seen.append(str(error))
+    try:
+        from tflite_runtime import interpreter
+
+        return "tflite-runtime", interpreter
+    except (ImportError, AttributeError) as error:  # AttributeError: numpy 2 under a build for numpy 1
+        seen.append(str(error))
+        reason = ImportError("; ".join(seen))
+        raise missing("ai-edge-litert or tflite-runtime", "running this bundle", reason, PIP) from error

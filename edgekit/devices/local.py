@@ -1,0 +1,248 @@
+"""This machine: the bundle is run by this Python in a fresh process, as it would be on a board."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+from edgekit.agent import state
+from edgekit.bundle import Bundle
+from edgekit.devices import Bench, Pairs, Run
+from edgekit.errors import (
+    DeviceError,
+    EdgekitError,
+    IntegrityError,
+    MissingDependencyError,
+    UsageError,
+)
+
+BLOCK_S = 0.15
+"""Length of one block of an ABBA round: long enough for a median, short enough that both see the same machine."""
+
+RUN_BATCH = 64
+"""Samples in one call when accuracy is asked for; latency is always that of single inferences."""
+
+_ERRORS: dict[int, type[EdgekitError]] = {
+    1: DeviceError,
+    2: UsageError,
+    5: DeviceError,
+    6: MissingDependencyError,
+    8: IntegrityError,
+    70: EdgekitError,
+}
+
+
+class Local:
+    """The machine that edgekit runs on."""
+
+    name: ClassVar[str] = "local"
+
+    def __init__(self, python: Path | None = None) -> None:
+        """`python` runs the bundles; by default the one that runs edgekit."""
+        self.python = str(python or sys.executable)
+
+    def describe(self) -> Mapping[str, Any]:
+        """Processor, features, cores, memory, kernel; `fingerprint` is a hash over all of them."""
+        machine = state.machine()
+        text = json.dumps(machine, sort_keys=True).encode()
+        return {"name": self.name, "fingerprint": hashlib.sha256(text).hexdigest()[:16], **machine}
+
+    def selftest(self, bundle: Bundle, *, threads: int = 1) -> Mapping[str, Any]:
+        """Golden inputs through the bundle: the agent's JSON, `passed` among it."""
+        return self._finish(self._start(bundle, ["selftest", "--json", f"--threads={threads}"]), accept=(0, 1))
+
+    def run(
+        self,
+        bundle: Bundle,
+        inputs: Path,
+        outputs: Path,
+        *,
+        on_done: Callable[[int], None] | None = None,
+        threads: int | None = None,
+        batch: int = RUN_BATCH,
+    ) -> Run:
+        """All samples of `inputs` through the bundle, to the .npz `outputs`."""
+        threads = threads or state.machine()["cores"]
+        options = ["run", f"--inputs={inputs}", f"--outputs={outputs}", f"--threads={threads}", f"--batch={batch}"]
+        return Run(outputs, self._finish(self._start(bundle, [*options, "--progress"]), on_done=on_done))
+
+    def bench(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int = 1,
+        inputs: Path | None = None,
+        percentile: float = 90.0,
+        min_seconds: float = 1.0,
+    ) -> Bench:
+        """Latency of single inferences, load time and peak memory."""
+        options = ["bench", "--json", f"--percentile={percentile}", f"--min-seconds={min_seconds}"]
+        info = self._finish(self._start(bundle, [*options, *_common(threads, inputs)]))
+        return Bench(tuple(info.pop("samples_s")), info)
+
+    def pairs(self, a: Bundle, b: Bundle, *, rounds: int, threads: int = 1, inputs: Path | None = None) -> Pairs:
+        """ABBA rounds: both processes are loaded and warm, one works while the other sleeps on its stdin."""
+        with ExitStack() as stack:
+            first, second = (
+                stack.enter_context(self._serving(bundle, ["bench", "--blocks", *_common(threads, inputs)]))
+                for bundle in (a, b)
+            )
+            taken = []
+            for _ in range(rounds):
+                a1, b1, b2, a2 = first.block(), second.block(), second.block(), first.block()
+                taken.append((a1, b1, b2, a2))
+            info = {"a": first.finish(), "b": second.finish(), "block_s": BLOCK_S}
+        medians = tuple(
+            (float(a1), float(b1), float(b2), float(a2))
+            for a1, b1, b2, a2 in (map(statistics.median, blocks) for blocks in taken)
+        )
+        return Pairs(medians, {**info, "samples_s": taken})
+
+    @contextmanager
+    def _serving(self, bundle: Bundle, options: Sequence[str]) -> Iterator[_Server]:
+        process = self._start(bundle, options)
+        try:
+            yield _Server(process)
+        finally:
+            _kill(process)
+
+    def _start(self, bundle: Bundle, options: Sequence[str]) -> _Process:
+        # -B: a bundle leaves nothing behind. The environment is without what would change Python or its threads.
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "OMP_", "KMP_", "MKL_"))
+        }
+        try:
+            popen = subprocess.Popen(
+                [self.python, "-B", str(bundle.path), *options],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                text=True,
+            )
+        except OSError as error:
+            raise DeviceError(f"cannot start {self.python}: {error}") from error
+        return _Process(popen, bundle.path)
+
+    def _finish(
+        self, process: _Process, *, accept: Sequence[int] = (0,), on_done: Callable[[int], None] | None = None
+    ) -> dict[str, Any]:
+        try:
+            process.on_done = on_done
+            process.follow()
+            return process.result(accept)
+        finally:
+            _kill(process)
+
+
+class _Process:
+    """A running agent: its last stdout line is the result, its stderr holds progress and messages."""
+
+    def __init__(self, popen: subprocess.Popen[str], path: Path) -> None:
+        self.popen, self.path = popen, path
+        self.messages: list[str] = []
+        self.done = 0
+        self.on_done: Callable[[int], None] | None = None
+        self.reader: threading.Thread | None = None
+
+    def follow(self) -> None:
+        """Read stderr beside stdout, so that neither pipe fills up."""
+        self.reader = threading.Thread(target=self._read, args=(self.popen.stderr,), daemon=True)
+        self.reader.start()
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            if not line.startswith('{"done"'):
+                self.messages.append(line)
+                continue
+            done = int(json.loads(line)["done"])
+            if self.on_done:
+                self.on_done(done - self.done)
+            self.done = done
+
+    def result(self, accept: Sequence[int] = (0,)) -> dict[str, Any]:
+        """The JSON of the last line, when the agent ended with a code in `accept`."""
+        assert self.popen.stdin and self.popen.stdout and self.reader
+        self.popen.stdin.close()
+        lines = self.popen.stdout.read().splitlines()
+        self.popen.wait()
+        self.reader.join()
+        if self.popen.returncode not in accept or not lines:
+            raise self.failure()
+        found: dict[str, Any] = json.loads(lines[-1])
+        if self.on_done and "samples" in found and found["samples"] > self.done:
+            self.on_done(found["samples"] - self.done)
+        return found
+
+    def failure(self) -> EdgekitError:
+        """The error for the way in which the agent ended."""
+        code = self.popen.wait()
+        told = "".join(self.messages).strip().removeprefix("edgekit: ")
+        if code == 130:
+            raise KeyboardInterrupt
+        if code < 0:
+            name = signal.Signals(-code).name
+            guess = " (out of memory?)" if -code == signal.SIGKILL else ""
+            return DeviceError(f"{self.path.name}: the process was ended by {name}{guess}. {told}".strip())
+        return _ERRORS.get(code, DeviceError)(f"{self.path.name}: {told or f'ended with code {code} and no message'}")
+
+
+class _Server:
+    """An agent that measures a block whenever it is asked to."""
+
+    def __init__(self, process: _Process) -> None:
+        self.process = process
+        process.follow()
+        self._line()
+
+    def block(self) -> list[float]:
+        """Raw samples of one block, in seconds."""
+        assert self.process.popen.stdin
+        try:
+            self.process.popen.stdin.write(f"{BLOCK_S}\n")
+            self.process.popen.stdin.flush()
+        except BrokenPipeError:
+            raise self._dead() from None
+        samples: list[float] = self._line()["samples_s"]
+        return samples
+
+    def finish(self) -> dict[str, Any]:
+        """Its information about the whole session."""
+        return self.process.result()
+
+    def _line(self) -> dict[str, Any]:
+        assert self.process.popen.stdout
+        line = self.process.popen.stdout.readline()
+        if not line:
+            raise self._dead()
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def _dead(self) -> EdgekitError:
+        assert self.process.reader
+        self.process.popen.wait()
+        self.process.reader.join()
+        return self.process.failure()
+
+
+def _common(threads: int, inputs: Path | None) -> list[str]:
+    return [f"--threads={threads}", *([f"--inputs={inputs}"] if inputs else [])]
+
+
+def _kill(process: _Process) -> None:
+    if process.popen.poll() is None:
+        process.popen.kill()
+        process.popen.wait()
+    for stream in (process.popen.stdin, process.popen.stdout, process.popen.stderr):
+        if stream:
+            stream.close()
