@@ -1,0 +1,186 @@
+"""`report.html`: the whole report as one page that needs nothing from anywhere else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from edgekit.report import figures, tables, words
+from edgekit.report.figures import Samples
+from edgekit.report.markup import Content, Markup, el, join
+from edgekit.report.predictions import read_samples
+from edgekit.report.quantities import NOTHING, show
+from edgekit.report.report import Interval, Report, Result
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+
+
+def load_samples(report: Report, folder: Path) -> Samples:
+    """The raw latencies of every result that has them, by `Result.key`; `folder` is that of the report."""
+    files = {r.key: r.latency_s.samples_file for r in report.results if r.latency_s and r.latency_s.samples_file}
+    return {key: read_samples(folder / file) for key, file in files.items() if file}
+
+
+def render(report: Report, samples: Samples | None = None) -> str:
+    """The page; `samples` holds raw latencies in seconds by `Result.key` (see `load_samples`)."""
+    title = f"{report.source.name}: {words.outcome(report)}"
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        el("title", title),
+        el("style", _asset("report.css")),
+    )
+    sections = [
+        _section("What ships", _cards(report)),
+        _section("Worth knowing", _warnings(report)),
+        _section("Gate", tables.gate(report), words.counted(report).capitalize() + "."),
+        _section("Accuracy, size and speed", figures.tradeoffs(report), "Bars are 95 % intervals."),
+        _section("Every bundle", tables.results(report), tables.RESULTS_NOTE),
+        _section("Latency", figures.latencies(report, samples or {})),
+        _section("Stages", _stages(report)),
+        _section("Classes before and after", tables.classes(report), tables.CLASSES_NOTE),
+        _section("What runs in int8", figures.placement(report)),
+        _section("Environment", tables.environment(report)),
+    ]
+    body = el("body", _header(report), el("main", sections), _footer(report), el("script", _asset("report.js")))
+    return f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n"
+
+
+def _asset(name: str) -> Markup:
+    return Markup(resources.files("edgekit.report").joinpath(name).read_text(encoding="utf-8"))
+
+
+def _section(title: str, content: Content, note: str = "") -> Markup | None:
+    if not content:
+        return None
+    return el("section", el("h2", title), el("p", note, class_="quiet") if note else None, content)
+
+
+def _header(report: Report) -> Markup:
+    chip = "pass" if report.exit_code == 0 else "unsure" if report.exit_code in (3, 4) else "fail"
+    recipe = report.recipe.name if report.recipe else None
+    data = report.data
+    meta = [
+        f"Recipe {recipe}" if recipe else None,
+        f"Scored on {data.n:,} samples of {data.name} ({data.split})" if data else None,
+        f"Finished {report.created}",
+        f"edgekit {report.edgekit}",
+    ]
+    return el(
+        "header",
+        el(
+            "div",
+            el("h1", report.source.name),
+            el("span", words.outcome(report), class_=f"chip big {chip}"),
+            el("button", "Light / dark", id="theme", type="button"),
+            class_="title",
+        ),
+        el("p", f"{words.done(report)} {_sentence(words.counted(report))}", class_="lead"),
+        el("div", [el("span", line) for line in meta if line], class_="meta"),
+        class_="top",
+    )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _cards(report: Report) -> Markup | None:
+    pairs = list(dict.fromkeys((r.target, r.backend) for r in report.results))
+    cards = []
+    for target, backend in pairs:
+        shipped = report.shipped(target, backend)
+        cards.append(_card(report, shipped) if shipped else _empty_card(report, target, backend))
+    return el("div", cards, class_="cards") if cards else None
+
+
+def _card(report: Report, result: Result) -> Markup:
+    seen, change, times = result.accuracy, words.points(report, result), words.smaller(report, result)
+    reference = words.reference_of(report, result)
+    before = reference.size_bytes if reference and reference.size_bytes else report.source.size_bytes
+    status = "pass" if result.status == "measured" else "plain"
+    sizes = f"{show(before, 'bytes')} to {show(result.size_bytes, 'bytes')}"
+    size = f"{times:.1f}x" if times and result.role != "reference" else show(result.size_bytes, "bytes")
+    facts = [
+        _fact("Smaller" if result.role != "reference" else "Size", size, sizes if times else ""),
+        _fact("Accuracy", words.signed_points(change) if change is not None else show_value(seen), show_range(seen)),
+        _speed_fact(result),
+    ]
+    head = el(
+        "div",
+        el("h3", f"{words.backend(result.backend)} on {result.target}"),
+        el("span", f"{result.precision}, {result.status}", class_=f"chip {status}"),
+        class_="head",
+    )
+    return el("div", head, el("dl", facts), el("p", _sentence(result.ships_reason) if result.ships_reason else "",
+              class_="why") if result.ships_reason else None, class_="card")  # fmt: skip
+
+
+def show_value(seen: Interval | None) -> str:
+    """A share without its interval."""
+    return show(seen.value, "share") if seen else NOTHING
+
+
+def show_range(seen: Interval | None) -> str:
+    """A share with its interval, or that it was not measured."""
+    return f"{100 * seen.value:.2f} % [{100 * seen.low:.2f}, {100 * seen.high:.2f}]" if seen else "not measured"
+
+
+def _fact(name: str, value: str, below: str) -> Markup:
+    return el("div", el("dt", name), el("dd", el("b", value), el("span", below) if below else None))
+
+
+def _speed_fact(result: Result) -> Markup:
+    pair = result.paired_with("reference")
+    latency = words.percentile(result, "p50")
+    if pair and result.role != "reference":
+        faster = f"{1 / pair.ratio:.2f}x"
+        return _fact("Faster", faster, f"[{1 / pair.high:.2f}, {1 / pair.low:.2f}], p50 {latency}")
+    below = "median latency" if latency != NOTHING else "no device" if result.status != "measured" else "not measured"
+    return _fact("Speed", latency, below)
+
+
+def _empty_card(report: Report, target: str, backend: str) -> Markup:
+    same = [r for r in report.results if (r.target, r.backend) == (target, backend)]
+    why = "; ".join(dict.fromkeys(r.reason for r in same if r.reason)) or "No bundle was built."
+    head = el(
+        "div",
+        el("h3", f"{words.backend(backend)} on {target}"),
+        el("span", "nothing ships", class_="chip fail"),
+        class_="head",
+    )
+    return el("div", head, el("p", why, class_="why"), class_="card")
+
+
+def _warnings(report: Report) -> Markup | None:
+    lines = [*report.warnings, *(f"{r.key}: {note}" for r in report.results for note in r.notes)]
+    lines = list(dict.fromkeys(lines))
+    return el("ul", [el("li", line) for line in lines], class_="warnings") if lines else None
+
+
+def _stages(report: Report) -> Content:
+    if not report.stages:
+        return None
+    charts: Sequence[Markup] = [chart for stage in report.stages for chart in figures.curves(stage)]
+    config = [
+        el(
+            "details",
+            el("summary", f"Settings of {stage.name}"),
+            el("pre", json.dumps(stage.config, indent=1, ensure_ascii=False)),
+        )
+        for stage in report.stages
+        if stage.config
+    ]
+    return join([tables.stages(report), el("div", charts, class_="figures") if charts else None, config])
+
+
+def _footer(report: Report) -> Markup:
+    return el(
+        "footer",
+        "Intervals are 95 %. Sizes count the compiled model's files alone; MB = 10^6 bytes. Ratios come from "
+        f"interleaved rounds on the same device. Made by edgekit {report.edgekit}; the numbers are in report.json.",
+    )

@@ -1,0 +1,237 @@
+"""The report's tables in HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgekit.report import words
+from edgekit.report.markup import Content, Markup, el, join
+from edgekit.report.quantities import NOTHING, show, show_count, show_interval, show_seconds
+from edgekit.report.report import Bounds, ClassMetrics, Metrics, Report, Result
+
+RESULTS_NOTE = (
+    "Highlighted rows ship. Precision, recall and F1 are macro averages. Ratios below 1 are faster: this bundle's "
+    "median time over the other's, from interleaved rounds."
+)
+CLASSES_NOTE = (
+    "Each class against the rest: the reference bundle before, the bundle that ships after. The circle is F1 before, "
+    "the diamond F1 after."
+)
+_STATES = {"measured": "pass", "built": "plain", "emitted": "plain", "failed": "fail"}
+
+
+def table(head: Sequence[Content], rows: Sequence[Markup], *, text: Sequence[int] = (0,), class_: str = "") -> Markup:
+    """A table that scrolls sideways where it must; the columns in `text` stand left."""
+    cells = [el("th", name, scope="col", class_="t" if i in text else None) for i, name in enumerate(head)]
+    inner = el("table", el("thead", el("tr", cells)), el("tbody", rows))
+    return el("div", inner, class_=f"tablebox {class_}".strip(), tabindex="0", role="group")
+
+
+def chip(text: str, tone: str) -> Markup:
+    """A short coloured word."""
+    return el("span", text, class_=f"chip {tone}")
+
+
+def gate(report: Report) -> Markup | None:
+    """Every clause on every bundle."""
+    rows = [
+        el(
+            "tr",
+            el("td", chip(entry.verdict, words.tone(entry.verdict)), class_="t"),
+            el("th", entry.clause, scope="row"),
+            el("td", _where(entry.target, entry.backend), class_="t"),
+            el("td", entry.reason, class_="t wrap"),
+        )
+        for entry in report.gate
+    ]
+    return table(("Verdict", "Clause", "Where", "What was seen"), rows, text=range(4)) if rows else None
+
+
+def _where(target: str | None, backend: str | None) -> str:
+    return ", ".join(part for part in (target, words.backend(backend) if backend else None) if part) or NOTHING
+
+
+def results(report: Report) -> Markup | None:
+    """Every bundle, grouped by target and backend."""
+    rows: list[Markup] = []
+    for target, backend in dict.fromkeys((r.target, r.backend) for r in report.results):
+        same = [r for r in report.results if (r.target, r.backend) == (target, backend)]
+        rows.append(
+            el("tr", el("th", f"{words.backend(backend)} on {target}", colspan=14, scope="rowgroup"), class_="group")
+        )
+        rows += [_result(report, r) for r in same]
+    head = (
+        "Bundle", "Status", "Size", "Accuracy", "vs reference", "Precision", "Recall", "F1", "Loss", "p50", "p90",
+        "Ratio to reference", "Ratio to float", "Memory",
+    )  # fmt: skip
+    return table(head, rows, text=(0, 1), class_="sticky") if rows else None
+
+
+def _result(report: Report, result: Result) -> Markup:
+    ships = [" ", chip("ships", "pass")] if result.ships else None
+    state = [chip(result.status, _STATES[result.status])]
+    if result.status == "failed":
+        return el(
+            "tr",
+            el("th", f"{result.role} {result.precision}", scope="row"),
+            el("td", state, class_="t"),
+            el("td", result.reason, colspan=12, class_="t wrap"),
+        )
+    times = words.smaller(report, result)
+    below = [f"{times:.1f}x smaller"] if times and result.role != "reference" else []
+    cells: list[Content] = [
+        [show(result.size_bytes, "bytes"), [el("small", line) for line in below]],
+        _with_interval(result.accuracy, "share"),
+        words.signed_points(words.points(report, result)),
+        *[words.metric(result.metrics, name) for name in ("precision", "recall", "f1", "loss")],
+        _percentile(result, "p50"),
+        _percentile(result, "p90"),
+        _ratio(result, "reference"),
+        _ratio(result, "float"),
+        show(result.peak_rss_bytes, "bytes"),
+    ]
+    name = el("th", f"{result.role} {result.precision}", ships, scope="row")
+    where = el("small", result.measured_on) if result.measured_on else None
+    invalid = el("small", f"timing invalid: {result.invalid}") if result.invalid else None
+    status = el("td", state, where, invalid, class_="t")
+    return el("tr", name, status, [el("td", cell) for cell in cells], class_="ships" if result.ships else None)
+
+
+def _with_interval(seen: Bounds | None, unit: str) -> Content:
+    if seen is None:
+        return NOTHING
+    value, _, rest = show_interval(seen, unit).partition(" [")
+    return [value, el("small", f"[{rest.partition(',  n')[0].partition(', n')[0]}") if rest else None]
+
+
+def _percentile(result: Result, statistic: str) -> Content:
+    return _with_interval(getattr(result.latency_s, statistic) if result.latency_s else None, "s")
+
+
+def _ratio(result: Result, vs: str) -> Content:
+    pair = result.paired_with(vs)
+    if pair is None:
+        return NOTHING
+    return [f"{pair.ratio:.3f}", el("small", f"[{pair.low:.3f}, {pair.high:.3f}]")]
+
+
+def stages(report: Report) -> Markup:
+    """The source and what every stage made of it, measured on the host."""
+    source = report.source
+    rows = [_stage_row("source", None, source.macs, source.parameters, None, None, _plain(source.metrics), ())]
+    rows += [
+        _stage_row(s.name, s.seconds, s.macs, s.parameters, s.snr_db, s.agreement, s.metrics, s.notes)
+        for s in report.stages
+    ]
+    head = ("Stage", "Time", "MACs", "Parameters", "Output SNR", "Agreement", "Accuracy", "Loss", "Notes")
+    total = sum(s.seconds for s in report.stages)
+    training = sum(s.seconds for s in report.stages if s.curve)
+    note = (
+        f"Stages took {show_seconds(total)}, training {show_seconds(training)} of that. "
+        "SNR and agreement are against the reference."
+    )
+    return join([el("p", note, class_="quiet"), table(head, rows, text=(0, 8))])
+
+
+def _plain(metrics: Metrics | None) -> dict[str, float]:
+    if metrics is None:
+        return {}
+    found = {"accuracy": metrics.accuracy.value if metrics.accuracy else None, "loss": metrics.loss}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _stage_row(
+    name: str, seconds: float | None, macs: int | None, parameters: int | None, snr: float | None,
+    agrees: float | None, metrics: dict[str, float], notes: Sequence[str],
+) -> Markup:  # fmt: skip
+    cells = (
+        show_seconds(seconds), show_count(macs), show_count(parameters), show(snr, "dB"), show(agrees, "share"),
+        show(metrics.get("accuracy"), "share"), show(metrics.get("loss"), "nats"),
+    )  # fmt: skip
+    said = el("td", [el("div", note) for note in notes], class_="t wrap")
+    return el("tr", el("th", name, scope="row"), [el("td", cell) for cell in cells], said)
+
+
+def classes(report: Report) -> Markup | None:
+    """For every bundle that ships a table of its classes before and after; the first one is open."""
+    found: list[Markup] = []
+    for result in report.results:
+        reference = words.reference_of(report, result)
+        before = reference.per_class if reference and reference.per_class else report.source.per_class
+        if result.ships and result.per_class:
+            head = f"{words.backend(result.backend)} {result.role} {result.precision} on {result.target}"
+            found.append(el("details", el("summary", head), _class_table(before, result.per_class), open=not found))
+    return el("div", found) if found else None
+
+
+def _class_table(before: Sequence[ClassMetrics], after: Sequence[ClassMetrics]) -> Markup:
+    old = {c.name: c for c in before}
+    lowest = min(c.f1 for c in (*before, *after))
+    floor = max(0.0, int(lowest * 10 - 0.5) / 10)
+    rows = []
+    for new in after:
+        was = old.get(new.name)
+        cells = [
+            [_share(getattr(was, name)) if was else NOTHING, " → ", _share(getattr(new, name))]
+            for name in ("accuracy", "precision", "recall", "f1")
+        ]
+        change = words.signed_points(new.f1 - was.f1) if was else NOTHING
+        rows.append(
+            el(
+                "tr",
+                el("th", new.name, scope="row"),
+                el("td", f"{new.support:,}"),
+                [el("td", cell) for cell in cells],
+                el("td", change),
+                el("td", _dumbbell(was.f1 if was else None, new.f1, floor)),
+            )
+        )
+    axis = f"F1 from {100 * floor:.0f} to 100 %"
+    head = ("Class", "Samples", "Accuracy, %", "Precision, %", "Recall, %", "F1, %", "F1 change", axis)
+    return table(head, rows, class_="sticky")
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _dumbbell(before: float | None, after: float, floor: float) -> Markup:
+    """F1 before and after on one line; decoration, since the numbers stand in the row."""
+
+    def at(value: float) -> float:
+        return 100 * (value - floor) / (1 - floor)
+
+    dots = [el("i", class_="after", style=f"left:{at(after):.2f}%")]
+    if before is not None:
+        left, wide = min(at(before), at(after)), abs(at(before) - at(after))
+        link = el("em", style=f"left:{left:.2f}%;width:{wide:.2f}%")
+        dots = [link, el("i", style=f"left:{at(before):.2f}%"), *dots]
+    return el("span", dots, class_="pair", aria_hidden="true")
+
+
+def environment(report: Report) -> Markup | None:
+    """Devices, versions and hashes: what it takes to compare or repeat."""
+    rows = [_fact(name, value) for name, value in report.environment.items()]
+    if report.recipe and report.recipe.sha256:
+        rows.append(_fact("recipe sha256", report.recipe.sha256))
+    if report.data:
+        rows.append(_fact("data", f"{report.data.name}, {report.data.split}, {report.data.n:,} samples"))
+        rows += [_fact("data sha256", report.data.sha256)] if report.data.sha256 else []
+    if report.source.sha256:
+        rows.append(_fact("source sha256", report.source.sha256))
+    for device in dict.fromkeys(
+        (r.device.name, r.device.fingerprint, r.device.threads) for r in report.results if r.device
+    ):
+        name, fingerprint, threads = device
+        rows.append(
+            _fact(
+                f"device {name}", f"{fingerprint}, {words.plural(threads, 'thread') if threads else 'threads unknown'}"
+            )
+        )
+    versions = {k: v for r in report.results if r.device for k, v in r.device.versions.items()}
+    rows += [_fact(f"{name} (device)", version) for name, version in versions.items()]
+    return table(("What", "Value"), rows, text=(0, 1)) if rows else None
+
+
+def _fact(name: str, value: str) -> Markup:
+    return el("tr", el("th", name, scope="row"), el("td", value, class_="t wrap"))
