@@ -35,10 +35,13 @@ SAMPLED = 32768
 """Values of a tensor that the percentile calibrator reads from one batch, at most about twice that."""
 
 _SAFE = frozenset(
-    "Add AveragePool BatchNormalization Clip Concat Conv ConvTranspose Flatten Gather Gemm GlobalAveragePool "
-    "HardSigmoid HardSwish Identity LeakyRelu MatMul MaxPool Mul Pad ReduceMean Relu Reshape Resize Sigmoid Slice "
-    "Softmax Split Squeeze Sub Tanh Transpose Unsqueeze".split()
-)
+    {
+    "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "ConvTranspose", "Flatten", "Gather",
+    "Gemm", "GlobalAveragePool", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "MatMul", "MaxPool",
+    "Mul", "Pad", "ReduceMean", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze",
+    "Sub", "Tanh", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
 """Operators that make NaN only out of NaN or infinity."""
 
 
@@ -152,7 +155,7 @@ def _copy_without_outputs(proto: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _add(graph: onnx.GraphProto, op: str, inputs: Sequence[str], output: str, **attributes: object) -> None:
+def _add(graph: onnx.GraphProto, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
     import onnx
 
     graph.node.append(onnx.helper.make_node(op, list(inputs), [output], name=output, **attributes))
@@ -218,10 +221,10 @@ def _percentiles(
                 position = (values - np.float32(low)) * np.float32(BINS / (high - low))
                 histograms[name] += np.bincount(np.clip(position, 0, BINS - 1).astype(np.int32), minlength=BINS)
             task.advance(len(batch[0]))
-    low, high = dict(extremes.low), dict(extremes.high)
+    lows, highs = dict(extremes.low), dict(extremes.high)
     for name, histogram in histograms.items():
-        low[name], high[name] = percentile_range(histogram, extremes.low[name], extremes.high[name])
-    return low, high
+        lows[name], highs[name] = percentile_range(histogram, extremes.low[name], extremes.high[name])
+    return lows, highs
 
 
 def percentile_range(

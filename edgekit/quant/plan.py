@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     import onnx
 
 PASS_THROUGH = frozenset(
-    "AveragePool DepthToSpace Expand Flatten Gather Identity MaxPool Pad Reshape Resize Slice SpaceToDepth Split "
-    "Squeeze Tile Transpose Unsqueeze".split()
-)
+    {
+    "AveragePool", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape",
+    "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
 """Operators that move or average values: their outputs share the range of their first input."""
 
 FIXED: Mapping[str, tuple[float, float]] = {

@@ -124,7 +124,7 @@ class _Emitter:
         for name in node.input:
             producer = self.view.producer.get(name)
             if producer is not None and producer.op_type in WEIGHTED and self.view.only_consumer(name) is not None:
-                return name == tensor
+                return bool(name == tensor)
         return False
 
     def activation(self, tensor: str) -> None:
@@ -219,7 +219,7 @@ class _Emitter:
             self.add(f"{name}/scale", scale),
             self.add(f"{name}/zero_point", zero),
         ]
-        extra = {} if axis is None else {"axis": axis}
+        extra: dict[str, Any] = {} if axis is None else {"axis": axis}
         self.first.append(
             onnx.helper.make_node("DequantizeLinear", inputs, [result], name=f"{name}/dequantize", **extra)
         )

@@ -28,6 +28,7 @@ def open_session(proto: onnx.ModelProto, *, runtime: str | None = None) -> Sessi
     if runtime == "openvino":
         return _openvino(proto)
     ort = require("onnxruntime", extra="onnxruntime", why="running a model during calibration")
+    ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])

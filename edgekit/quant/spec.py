@@ -41,7 +41,7 @@ class PerChannel(_Value):
 
 
 class Grid(_Value):
-    """A per-tensor integer grid: `real = scale * (q - zero_point)`, `q` in `[low, high]`, in unsigned terms if affine."""
+    """A per-tensor integer grid: `real = scale * (q - zero_point)`, `q` in `[low, high]`, unsigned if affine."""
 
     scale: float
     zero_point: int

@@ -58,7 +58,8 @@ def quantize_weight(weight: npt.NDArray[Any], scales: PerTensor | PerChannel, va
     if isinstance(scales, PerChannel):
         steps = steps.reshape([-1 if i == scales.axis else 1 for i in range(weight.ndim)])
     limit = WEIGHT_LIMIT[variant]
-    return np.clip(np.rint(weight.astype(np.float32) / steps), -limit, limit).astype(np.int8)
+    integers: npt.NDArray[np.int8] = np.clip(np.rint(weight.astype(np.float32) / steps), -limit, limit).astype(np.int8)
+    return integers
 
 
 def dequantize_weight(integers: npt.NDArray[np.int8], scales: PerTensor | PerChannel, variant: Variant) -> Floats:

@@ -1,0 +1,209 @@
+"""Static 8-bit quantization: ranges from calibration samples, scales from weights, one QuantSpec for all backends."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from edgekit.errors import UsageError
+from edgekit.model import Model, OnnxModel, Step, TensorSpec, TorchModel
+from edgekit.units import parse_points
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edgekit.context import RunContext
+    from edgekit.data import Split
+    from edgekit.quant.calibrate import Batches
+    from edgekit.quant.choose import Choice
+    from edgekit.quant.plan import Plan
+
+BATCH = 32
+BATCH_VALUES = 16 * 3 * 224 * 224
+"""A batch of samples is at most this large, so that activations of large images stay in memory."""
+
+HELD_OUT = 128
+"""So many samples at most compare calibrators."""
+
+
+def _points(value: object) -> object:
+    if not isinstance(value, str | int | float):
+        return value
+    try:
+        return parse_points(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+
+
+class Quantize(BaseModel):
+    """Run the network in 8-bit integers: symmetric weights per channel, asymmetric activations per tensor.
+
+    Ranges are minimum and maximum, or the 99.99th percentile on either side; `auto` takes whichever leaves the
+    output nearest to float on samples that did not calibrate (Nagel et al. 2021, arXiv:2106.08295, section 3).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: ClassVar[str] = "quantize"
+    trains: ClassVar[bool] = False
+
+    precision: Literal["int8"] = "int8"
+    calibration: Literal["auto", "minmax", "percentile"] = "auto"
+    samples: int = Field(default=512, ge=1)
+    """Calibration samples, the ones that compare calibrators included."""
+    max_drop: Annotated[float, BeforeValidator(_points), Field(ge=0)] = 0.005
+    """Largest loss of the task's metric against float, as a fraction of one ("0.5pp"); decides what ships."""
+    keep_float: tuple[str, ...] = ()
+    """Names of operators of the folded graph that stay float; `*`, `?` and `[...]` as in file names."""
+
+    def apply(self, model: Model, ctx: RunContext) -> Model:
+        """The folded graph with its QuantSpec.
+
+        Raises:
+            UsageError: unusable calibration samples, an unknown node in `keep_float`, or a model that is quantized.
+        """
+        from edgekit.graph.crossing import to_onnx
+        from edgekit.graph.fold import fold
+        from edgekit.quant.plan import plan
+
+        start = time.monotonic()
+        source = to_onnx(model) if isinstance(model, TorchModel) else model
+        if source.quant is not None:
+            raise UsageError("The model is quantized already. Put `quantize` into the recipe once.")
+        proto = fold(source.proto)
+        planned = plan(proto, matching(self.keep_float, [node.name for node in proto.graph.node]))
+        choice = self._choose(proto, planned, source, ctx)
+        step = Step(
+            name=self.kind,
+            config=self.model_dump(mode="json"),
+            seconds=time.monotonic() - start,
+            notes=_notes(planned, choice),
+        )
+        return replace(source, proto=proto, quant=choice.spec).after(step)
+
+    def _choose(self, proto: onnx.ModelProto, planned: Plan, model: OnnxModel, ctx: RunContext) -> Choice:
+        from edgekit.quant.choose import choose
+
+        spec = _only_input(model)
+        split = ctx.data.split("calibration" if "calibration" in ctx.data.splits else "train")
+        if not len(split):
+            raise UsageError(f"The split {split.name!r} of data {ctx.data.name!r} is empty: nothing to calibrate on.")
+        inner, held = partition(len(split), self.samples, compares=self.calibration == "auto")
+        facts = {"data": ctx.data.name, "split": split.name, "sha256": ctx.data.sha256}
+        return choose(
+            proto,
+            planned,
+            feed(split, inner, spec),
+            feed(split, held, spec),
+            self.calibration,
+            source={key: value for key, value in facts.items() if value},
+            progress=ctx.progress,
+        )
+
+
+def matching(patterns: Sequence[str], names: Sequence[str]) -> frozenset[str]:
+    """The node names that the patterns mean.
+
+    Raises:
+        UsageError: a pattern matches none.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = {name for name in names if name == pattern} or set(fnmatch.filter(names, pattern))
+        if not matched:
+            near = difflib.get_close_matches(pattern, names, n=1)
+            guess = f" Did you mean {near[0]!r}?" if near else ""
+            some = ", ".join(names[:5])
+            raise UsageError(
+                f"keep_float: no operator matches {pattern!r}.{guess} The folded graph has {len(names)}: {some}, ..."
+            )
+        found |= matched
+    return frozenset(found)
+
+
+def partition(available: int, wanted: int, *, compares: bool) -> tuple[range, range]:
+    """Which samples calibrate and which compare calibrators: the last quarter of them, at most `HELD_OUT`.
+
+    >>> partition(1000, 512, compares=True)
+    (range(0, 384), range(384, 512))
+    """
+    total = min(available, wanted)
+    if not compares:
+        return range(total), range(0)
+    held = min(HELD_OUT, total // 4)
+    if not held:
+        return range(total), range(total)
+    return range(total - held), range(total - held, total)
+
+
+def feed(split: Split, rows: range, spec: TensorSpec) -> Batches:
+    """A stream of checked batches for the network's input."""
+    size = _batch_size(spec, split)
+
+    def stream() -> Iterator[tuple[npt.NDArray[Any]]]:
+        for start in range(rows.start, rows.stop, size):
+            stop = min(start + size, rows.stop)
+            if isinstance(spec.shape[0], int) and stop - start < size:
+                return
+            yield (_checked(split.preprocess.apply(split.inputs[start:stop]), split, spec),)
+
+    if isinstance(spec.shape[0], int) and rows and len(rows) < size:
+        raise UsageError(f"The network's batch is fixed to {size}: calibration needs at least as many samples.")
+    return stream
+
+
+def _batch_size(spec: TensorSpec, split: Split) -> int:
+    if isinstance(spec.shape[0], int):
+        return spec.shape[0]
+    values = int(np.prod(split.inputs.shape[1:], dtype=np.int64))
+    return int(np.clip(BATCH_VALUES // max(values, 1), 1, BATCH))
+
+
+def _checked(batch: npt.NDArray[Any], split: Split, spec: TensorSpec) -> npt.NDArray[Any]:
+    fits = batch.ndim == len(spec.shape) and all(
+        isinstance(want, str) or want == got for want, got in zip(spec.shape[1:], batch.shape[1:], strict=True)
+    )
+    if not fits:
+        raise UsageError(
+            f"Calibration samples of split {split.name!r} are {list(batch.shape[1:])} after preprocessing; the input "
+            f"{spec.name!r} takes {list(spec.shape[1:])}. Check the data's preprocessing and layout."
+        )
+    if batch.dtype != np.dtype(spec.dtype):
+        raise UsageError(
+            f"Calibration samples of split {split.name!r} are {batch.dtype} after preprocessing; the input "
+            f"{spec.name!r} takes {spec.dtype}."
+        )
+    if not np.isfinite(batch).all():
+        raise UsageError(
+            f"Calibration samples of split {split.name!r} hold NaN or infinity after preprocessing. Remove them."
+        )
+    return batch
+
+
+def _only_input(model: OnnxModel) -> TensorSpec:
+    if len(model.inputs) != 1:
+        names = ", ".join(spec.name for spec in model.inputs)
+        raise UsageError(f"Calibration feeds one input; the network has {len(model.inputs)}: {names}.")
+    return model.inputs[0]
+
+
+def _notes(planned: Plan, choice: Choice) -> tuple[str, ...]:
+    notes = [f"{len(planned.nodes)} operators in 8 bits, ranges by {choice.calibrator}"]
+    if choice.snr_db:
+        seen = ", ".join(f"{name} {value:.1f} dB" for name, value in choice.snr_db.items())
+        notes.append(f"output against float on samples that did not calibrate: {seen}")
+    floats = planned.keep_float.get("*", {})
+    notes += [f"{name} stays float: {reason}" for name, reason in list(floats.items())[:10]]
+    if len(floats) > 10:
+        notes.append(f"{len(floats) - 10} more operators stay float")
+    if not planned.nodes:
+        notes.append("nothing to quantize: no operator of this network has an 8-bit form")
+    return tuple(notes)
