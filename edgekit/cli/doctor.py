@@ -1,0 +1,60 @@
+"""`edgekit doctor`: what this machine can do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from edgekit.cli.verb import Json, say, verb
+
+if TYPE_CHECKING:
+    from edgekit.doctor import BackendState, Diagnosis, Extra
+
+
+@verb
+def doctor(as_json: Json = False) -> None:
+    """Show what is installed, which backends can compile and run here and why not, and what to type."""
+    from edgekit.doctor import diagnose
+
+    found = diagnose()
+    say(json.dumps(asdict(found), indent=2) if as_json else _text(found))
+
+
+def _text(found: Diagnosis) -> str:
+    memory = f", {found.memory_bytes / 1e9:.1f} GB memory" if found.memory_bytes else ""
+    yes = [name for name, there in found.features.items() if there]
+    no = [name for name, there in found.features.items() if not there]
+    without = f"; without {', '.join(no)}" if no else ""
+    lines = [
+        f"edgekit {found.edgekit}, Python {found.python}, {found.system}",
+        f"Processor: {found.processor}, {found.cores} cores{memory}",
+        f"  for int8: {', '.join(yes) or 'nothing known'}{without}",
+        *(f"  {note}" for note in found.notes),
+        "",
+        *_backends(found.backends),
+        "",
+        "Extras",
+        *(_extra(extra) for extra in found.extras),
+    ]
+    return "\n".join(lines)
+
+
+def _backends(states: Sequence[BackendState]) -> list[str]:
+    wide = max((len(state.availability.version or "") for state in states), default=0)
+    lines = [f"{'Backends':14} {'':{wide}} compiles  runs"]
+    for state in states:
+        here = state.availability
+        lines.append(f"  {state.name:12} {here.version or '':{wide}} {_mark(here.compiles):9} {_mark(here.runs)}")
+        lines += [f"      {here.reason}"] if here.reason else []
+    return lines
+
+
+def _mark(possible: bool) -> str:
+    return "yes" if possible else "no"
+
+
+def _extra(extra: Extra) -> str:
+    packages = ", ".join(f"{name} {version or '(missing)'}" for name, version in extra.packages.items())
+    return f"  {extra.name:12} {packages}" + ("" if extra.complete else f"\n      {extra.command}")

@@ -1,0 +1,38 @@
+"""`edgekit run RECIPE`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit.cli.verb import Json, say, verb
+
+
+@verb
+def run(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for bundles, models and the report.", show_default="edgekit-out/<model>")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Only this target of the recipe; may be given several times.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last finished stage in the folder.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Compress the recipe's model, build it for every target, measure, report and judge."""
+    from edgekit.cli.progress import progress_on_stderr
+    from edgekit.pipeline import run as run_recipe
+
+    with progress_on_stderr(quiet=quiet) as progress:
+        report = run_recipe(recipe, out=out, targets=target, resume=resume, progress=progress)
+    if as_json:
+        say(report.model_dump_json(indent=2))
+    else:
+        from edgekit.report.terminal import render
+
+        say(render(report))
+    return int(report.exit_code)

@@ -1,0 +1,102 @@
+"""What every verb does alike: errors become one message and the documented exit code, here and nowhere else."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from typing import Annotated, NoReturn, ParamSpec
+
+import typer
+
+from edgekit.errors import EdgekitError, ExitCode
+
+P = ParamSpec("P")
+
+Json = Annotated[bool, typer.Option("--json", help="Write the result, or the error, to stdout as JSON.")]
+
+
+def verb(function: Callable[P, int | None]) -> Callable[P, None]:
+    """Wrap a command: it returns its exit code (None means 0), and whatever it raises is reported."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = function(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            _fail(error, as_json=bool(kwargs.get("as_json")))
+        raise typer.Exit(int(code or 0))
+
+    return wrapped
+
+
+def say(text: str) -> None:
+    """Write a result to stdout; a reader that went away (`| head`) is no error."""
+    try:
+        sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(error: BaseException, *, as_json: bool) -> NoReturn:
+    code, message = classify(error)
+    notes = list(getattr(error, "__notes__", ()))
+    if as_json:
+        kind = type(error).__name__
+        say(json.dumps({"error": {"type": kind, "message": message, "notes": notes, "exit_code": int(code)}}, indent=2))
+    print("\n".join([f"edgekit: {message}", *(f"  {note}" for note in notes)]), file=sys.stderr)
+    if code is ExitCode.INTERNAL:
+        _leave_traceback(error)
+    raise typer.Exit(int(code)) from None
+
+
+def classify(error: BaseException) -> tuple[ExitCode, str]:
+    """The exit code and the message of anything that was raised.
+
+    >>> classify(KeyboardInterrupt())
+    (<ExitCode.INTERRUPTED: 130>, 'interrupted. `edgekit run ... --resume` goes on from the last finished stage.')
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED, "interrupted. `edgekit run ... --resume` goes on from the last finished stage."
+    if isinstance(error, EdgekitError):
+        return error.exit_code, str(error)
+    if isinstance(error, MemoryError):
+        return ExitCode.DEVICE, "out of memory on this machine. Use fewer samples or a smaller batch."
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return ExitCode.DEVICE, f"the disk is full: {_path(error)}. Free some space, then use `--resume`."
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+            return (
+                ExitCode.USAGE,
+                f"cannot use {_path(error)}: {error.strerror}. Check its permissions, or choose another.",
+            )
+    return (
+        ExitCode.INTERNAL,
+        f"internal error: {type(error).__name__}: {error}\n  This is a bug in edgekit, please report it.",
+    )
+
+
+def _path(error: OSError) -> str:
+    return str(error.filename) if error.filename else "a file"
+
+
+def _leave_traceback(error: BaseException) -> None:
+    """The traceback goes to stderr under EDGEKIT_DEBUG=1, else to a log file whose path is shown."""
+    text = "".join(traceback.format_exception(error))
+    if os.environ.get("EDGEKIT_DEBUG") == "1":
+        print(text, file=sys.stderr)
+        return
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="edgekit-", suffix=".log", delete=False) as log:
+            log.write(text)
+        print(f"  The traceback is in {log.name} (EDGEKIT_DEBUG=1 shows it here).", file=sys.stderr)
+    except OSError:
+        print(text, file=sys.stderr)
