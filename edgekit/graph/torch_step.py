@@ -55,7 +55,7 @@ class Step:
 class Function(nn.Module):
     """A function of tensors with fixed settings, as a module: so that every operator has a name of its own."""
 
-    def __init__(self, function: Callable[..., Any], **settings: Any) -> None:
+    def __init__(self, function: Callable[..., Any], /, **settings: Any) -> None:
         super().__init__()
         self.function = function
         self.settings = settings

@@ -1,0 +1,89 @@
+"""What a graph costs: multiply-accumulates, parameters, bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from edgekit.errors import UsageError
+from edgekit.graph.tools import attributes, shapes, with_sizes
+
+Shapes = Mapping[str, tuple[int | str | None, ...]]
+
+QUANTIZED = frozenset(
+    {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
+)
+FLOATS = frozenset(
+    {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """For one sample: `macs` of all convolutions and matrix products, `by_node` those of each, by node name.
+
+    `parameters` counts the numbers in initializers that are weights (floats; 8- and 4-bit integers), single numbers
+    left out; `bytes` is the size of the model as an ONNX file.
+    """
+
+    macs: int
+    parameters: int
+    bytes: int
+    by_node: dict[str, int]
+
+
+def cost(proto: onnx.ModelProto, sizes: Mapping[str, int] | None = None) -> Cost:
+    """Count for one sample. `sizes` gives dynamic axes an extent by name; the first axis is else 1, others 64.
+
+    Raises:
+        UsageError: the shape that some operator works on cannot be inferred.
+    """
+    known = shapes(with_sizes(proto, sizes).graph)
+    by_node = {}
+    for node in proto.graph.node:
+        count = COUNTED.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if count is not None:
+            by_node[node.name] = count(node, known)
+    parameters = 0
+    for tensor in proto.graph.initializer:
+        if tensor.data_type in FLOATS | QUANTIZED and math.prod(tensor.dims) > 1:
+            parameters += math.prod(tensor.dims)
+    return Cost(sum(by_node.values()), parameters, proto.ByteSize(), by_node)
+
+
+def _known(node: onnx.NodeProto, name: str, known: Shapes) -> tuple[int, ...]:
+    shape = known.get(name)
+    if shape is None or any(not isinstance(d, int) for d in shape):
+        seen = "an unknown rank" if shape is None else f"shape {list(shape)}"
+        raise UsageError(
+            f"The multiply-accumulates of node {node.name!r} ({node.op_type}) cannot be counted: tensor {name!r} has "
+            f"{seen}. Give the model's inputs fixed shapes."
+        )
+    return tuple(int(d) for d in shape if isinstance(d, int))
+
+
+def _convolution(node: onnx.NodeProto, known: Shapes) -> int:
+    weight = _known(node, node.input[1], known)
+    return math.prod(_known(node, node.output[0], known)) * math.prod(weight[1:])
+
+
+def _transposed(node: onnx.NodeProto, known: Shapes) -> int:
+    weight = _known(node, node.input[1], known)
+    return math.prod(_known(node, node.input[0], known)) * math.prod(weight[1:])
+
+
+def _gemm(node: onnx.NodeProto, known: Shapes) -> int:
+    left = _known(node, node.input[0], known)
+    inner = left[0] if attributes(node).get("transA", 0) else left[1]
+    return math.prod(_known(node, node.output[0], known)) * inner
+
+
+def _matmul(node: onnx.NodeProto, known: Shapes) -> int:
+    return math.prod(_known(node, node.output[0], known)) * _known(node, node.input[0], known)[-1]
+
+
+COUNTED = {"Conv": _convolution, "ConvTranspose": _transposed, "Gemm": _gemm, "MatMul": _matmul}
+"""The operators whose work is counted; all others are small beside them."""

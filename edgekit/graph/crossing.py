@@ -1,0 +1,125 @@
+"""The crossings between a torch module and an ONNX graph."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from edgekit.errors import BuildError
+from edgekit.graph.normalise import MIN_OPSET, normalise
+from edgekit.graph.tools import EXTENT, tensor_specs
+from edgekit.graph.torch_view import torch_view
+from edgekit.model import OnnxModel, TensorSpec, TorchModel
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+
+def to_torch(model: OnnxModel) -> TorchModel:
+    """The model as its torch view, to be pruned and trained.
+
+    Raises:
+        BuildError: the view lacks an operator of the graph; it is named.
+    """
+    return TorchModel(
+        name=model.name,
+        module=torch_view(normalise(model.proto)),
+        inputs=model.inputs,
+        outputs=model.outputs,
+        reference=model.reference,
+        history=model.history,
+    )
+
+
+def to_onnx(model: TorchModel) -> OnnxModel:
+    """The module as one normalised graph with the same names of inputs and outputs. `model` is not changed."""
+    proto = _export(model.module, model.inputs, model.name, [output.name for output in model.outputs])
+    inputs, outputs = tensor_specs(proto)
+    return OnnxModel(
+        name=model.name,
+        proto=proto,
+        inputs=inputs,
+        outputs=outputs,
+        history=model.history,
+        original=model.reference,
+    )
+
+
+def export_module(module: nn.Module, inputs: tuple[TensorSpec, ...], name: str) -> OnnxModel:
+    """A module as an ONNX model of its own. Its output is called `output`, several `output_0`, `output_1`, ...
+
+    It is exported in evaluation mode, in which BatchNorm is folded into convolutions.
+
+    Raises:
+        BuildError: the module cannot be exported, with the exporter's reason.
+    """
+    proto = _export(module, inputs, name, None)
+    found_inputs, outputs = tensor_specs(proto)
+    return OnnxModel(name=name, proto=proto, inputs=found_inputs, outputs=outputs)
+
+
+def example_inputs(inputs: Sequence[TensorSpec], batch: int = 2, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Random tensors that fit `inputs`; two samples, so that no exporter takes the batch for a constant 1."""
+    generator = np.random.default_rng(seed)
+    tensors = []
+    for spec in inputs:
+        shape = [d if isinstance(d, int) else batch if i == 0 else EXTENT for i, d in enumerate(spec.shape)]
+        drawn = generator.normal(size=shape) if np.dtype(spec.dtype).kind == "f" else generator.integers(0, 2, shape)
+        tensors.append(torch.from_numpy(drawn.astype(spec.dtype)))
+    return tuple(tensors)
+
+
+def _export(
+    module: nn.Module, inputs: Sequence[TensorSpec], name: str, outputs: list[str] | None
+) -> onnx.ModelProto:
+    module = copy.deepcopy(module).eval().cpu()
+    examples = example_inputs(inputs)
+    if outputs is None:
+        with torch.no_grad():
+            result = module(*examples)
+        count = len(result) if isinstance(result, tuple | list) else 1
+        outputs = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+    dynamic = tuple({i: d for i, d in enumerate(spec.shape) if isinstance(d, str)} for spec in inputs)
+    settings: dict[str, Any] = {
+        "input_names": [spec.name for spec in inputs],
+        "output_names": outputs,
+        "opset_version": MIN_OPSET,
+        "dynamo": True,
+        "dynamic_shapes": dynamic if any(dynamic) else None,
+        "verbose": False,
+    }
+    try:
+        with _quiet():
+            program = torch.onnx.export(module, examples, **settings)
+    except (torch.onnx.OnnxExporterError, torch.onnx.errors.OnnxExporterError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:400]
+        raise BuildError(f"The model {name!r} cannot be exported to ONNX: {reason}") from error
+    assert program is not None
+    proto = program.model_proto
+    proto.graph.name = name
+    return normalise(proto)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints its progress and warns of things that its user cannot change."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
