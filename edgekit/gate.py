@@ -129,7 +129,7 @@ def _limit(clause: Clause, name: str) -> _Limit:
         if unit in ("s", "bytes"):
             ratio = 1 + parse_percent(written)
             return _Limit("max", ratio, f"at most {ratio:g}x of {clause.vs}")
-        points = parse_points(written) if unit == "share" else float(written)
+        points = _below_one(clause, name, parse_points(written), "1.0pp") if unit == "share" else float(written)
         return _Limit("max", points, f"at most {show(points, _gap_unit(unit))} worse than {clause.vs}")
     parse: dict[str, Callable[[str | float], float]] = {
         "share": parse_percent,
@@ -139,7 +139,18 @@ def _limit(clause: Clause, name: str) -> _Limit:
         "dB": float,
     }
     bound = parse[unit](written)
+    if unit == "share":
+        bound = _below_one(clause, name, bound, "92%")
     return _Limit(name, bound, f"at {'most' if name == 'max' else 'least'} {show(bound, unit)}")
+
+
+def _below_one(clause: Clause, name: str, bound: float, example: str) -> float:
+    """A bare 1.0 that was meant as one point would let everything pass: refuse it."""
+    if not -1 < bound < 1:
+        raise UsageError(
+            f"{describe(clause, name)}: a share of {bound:g} cannot be a limit. Write points or percent, like {example}."
+        )
+    return bound
 
 
 def _covered(report: Report, clause: Clause) -> list[tuple[str, str]]:

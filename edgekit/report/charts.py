@@ -12,7 +12,7 @@ import numpy.typing as npt
 from edgekit.report.markup import Markup, el
 
 WIDTH, HEIGHT = 460, 320
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 46
+LEFT, RIGHT, TOP, BOTTOM = 76, 14, 14, 46
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _grid(across: Scale, up: Scale, x: Axis, y: Axis) -> Markup:
     parts.append(el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=floor, y2=floor, class_="axis"))
     parts.append(el("text", x.label, x=middle, y=HEIGHT - 8, class_="label mid"))
     side = (TOP + floor) / 2
-    parts.append(el("text", y.label, x=13, y=side, transform=f"rotate(-90 13 {side:g})", class_="label mid"))
+    parts.append(el("text", y.label, x=12, y=side, transform=f"rotate(-90 12 {side:g})", class_="label mid"))
     return el("g", parts)
 
 

@@ -103,43 +103,40 @@ def _card(report: Report, result: Result) -> Markup:
     reference = words.reference_of(report, result)
     before = reference.size_bytes if reference and reference.size_bytes else report.source.size_bytes
     status = "pass" if result.status == "measured" else "plain"
-    sizes = f"{show(before, 'bytes')} to {show(result.size_bytes, 'bytes')}"
     size = f"{times:.1f}x" if times and result.role != "reference" else show(result.size_bytes, "bytes")
+    from_to = (f"{show(before, 'bytes')} to", show(result.size_bytes, "bytes")) if times else ()
+    moved = words.signed_points(change) if change is not None else words.share(seen)
     facts = [
-        _fact("Smaller" if result.role != "reference" else "Size", size, sizes if times else ""),
-        _fact("Accuracy", words.signed_points(change) if change is not None else show_value(seen), show_range(seen)),
+        _fact("Smaller" if result.role != "reference" else "Size", size, *from_to),
+        _fact("Accuracy", moved, *_range(seen, moved)),
         _speed_fact(result),
     ]
-    head = el(
-        "div",
-        el("h3", f"{words.backend(result.backend)} on {result.target}"),
-        el("span", f"{result.precision}, {result.status}", class_=f"chip {status}"),
-        class_="head",
-    )
-    return el("div", head, el("dl", facts), el("p", _sentence(result.ships_reason) if result.ships_reason else "",
-              class_="why") if result.ships_reason else None, class_="card")  # fmt: skip
+    why = el("p", _sentence(result.ships_reason), class_="why") if result.ships_reason else None
+    head = _card_head(result.backend, result.target, f"{result.precision}, {result.status}", status)
+    return el("div", head, el("dl", facts), why, class_="card")
 
 
-def show_value(seen: Interval | None) -> str:
-    """A share without its interval."""
-    return show(seen.value, "share") if seen else NOTHING
+def _card_head(backend: str, target: str, said: str, tone: str) -> Markup:
+    name = el("h3", words.backend(backend), el("small", target))
+    return el("div", name, el("span", said, class_=f"chip {tone}"), class_="head")
 
 
-def show_range(seen: Interval | None) -> str:
-    """A share with its interval, or that it was not measured."""
-    return f"{100 * seen.value:.2f} % [{100 * seen.low:.2f}, {100 * seen.high:.2f}]" if seen else "not measured"
+def _range(seen: Interval | None, shown: str) -> tuple[str, ...]:
+    if seen is None:
+        return ("not measured",)
+    value, ends = words.share(seen), f"[{100 * seen.low:.2f}, {100 * seen.high:.2f}]"
+    return (ends,) if value == shown else (value, ends)
 
 
-def _fact(name: str, value: str, below: str) -> Markup:
-    return el("div", el("dt", name), el("dd", el("b", value), el("span", below) if below else None))
+def _fact(name: str, value: str, *below: str) -> Markup:
+    return el("div", el("dt", name), el("dd", el("b", value), [el("span", line) for line in below]))
 
 
 def _speed_fact(result: Result) -> Markup:
     pair = result.paired_with("reference")
     latency = words.percentile(result, "p50")
     if pair and result.role != "reference":
-        faster = f"{1 / pair.ratio:.2f}x"
-        return _fact("Faster", faster, f"[{1 / pair.high:.2f}, {1 / pair.low:.2f}], p50 {latency}")
+        return _fact("Faster", f"{1 / pair.ratio:.2f}x", f"[{1 / pair.high:.2f}, {1 / pair.low:.2f}]", f"p50 {latency}")
     below = "median latency" if latency != NOTHING else "no device" if result.status != "measured" else "not measured"
     return _fact("Speed", latency, below)
 
@@ -147,12 +144,7 @@ def _speed_fact(result: Result) -> Markup:
 def _empty_card(report: Report, target: str, backend: str) -> Markup:
     same = [r for r in report.results if (r.target, r.backend) == (target, backend)]
     why = "; ".join(dict.fromkeys(r.reason for r in same if r.reason)) or "No bundle was built."
-    head = el(
-        "div",
-        el("h3", f"{words.backend(backend)} on {target}"),
-        el("span", "nothing ships", class_="chip fail"),
-        class_="head",
-    )
+    head = _card_head(backend, target, "nothing ships", "fail")
     return el("div", head, el("p", why, class_="why"), class_="card")
 
 

@@ -68,7 +68,7 @@ def _scale(value: float, unit: str) -> tuple[float, int, str]:
         factor, suffix = (1.0, " s") if abs(value) >= 1 else (1e3, " ms") if abs(value) >= 1e-3 else (1e6, " µs")
         return factor, _digits(abs(value) * factor), suffix
     if unit == "bytes":
-        factor, suffix = (1e-6, " MB") if abs(value) >= 1e5 else (1e-3, " kB")
+        factor, suffix = (1e-6, " MB") if abs(value) >= 1e6 else (1e-3, " kB")
         return factor, _digits(abs(value) * factor), suffix
     fixed = {
         "share": (100.0, 2, " %"),

@@ -10,8 +10,8 @@ from edgekit.report.quantities import NOTHING, show, show_count, show_interval, 
 from edgekit.report.report import Bounds, ClassMetrics, Metrics, Report, Result
 
 RESULTS_NOTE = (
-    "Highlighted rows ship. Precision, recall and F1 are macro averages. Ratios below 1 are faster: this bundle's "
-    "median time over the other's, from interleaved rounds."
+    "Highlighted rows ship. P, R and F1 are macro averages of precision, recall and F1. "
+    "Ratios below 1 are faster: this bundle's median time over the other's, from interleaved rounds."
 )
 CLASSES_NOTE = (
     "Each class against the rest: the reference bundle before, the bundle that ships after. The circle is F1 before, "
@@ -44,7 +44,7 @@ def gate(report: Report) -> Markup | None:
         )
         for entry in report.gate
     ]
-    return table(("Verdict", "Clause", "Where", "What was seen"), rows, text=range(4)) if rows else None
+    return table(("Verdict", "Clause", "Where", "What was seen"), rows, text=range(4), class_="stack") if rows else None
 
 
 def _where(target: str | None, backend: str | None) -> str:
@@ -57,11 +57,11 @@ def results(report: Report) -> Markup | None:
     for target, backend in dict.fromkeys((r.target, r.backend) for r in report.results):
         same = [r for r in report.results if (r.target, r.backend) == (target, backend)]
         rows.append(
-            el("tr", el("th", f"{words.backend(backend)} on {target}", colspan=14, scope="rowgroup"), class_="group")
+            el("tr", el("th", f"{words.backend(backend)} on {target}", colspan=12, scope="rowgroup"), class_="group")
         )
         rows += [_result(report, r) for r in same]
     head = (
-        "Bundle", "Status", "Size", "Accuracy", "vs reference", "Precision", "Recall", "F1", "Loss", "p50", "p90",
+        "Bundle", "Status", "Size", "Accuracy", "vs reference", "P / R / F1, %", "Loss", "p50", "p90",
         "Ratio to reference", "Ratio to float", "Memory",
     )  # fmt: skip
     return table(head, rows, text=(0, 1), class_="sticky") if rows else None
@@ -75,7 +75,7 @@ def _result(report: Report, result: Result) -> Markup:
             "tr",
             el("th", f"{result.role} {result.precision}", scope="row"),
             el("td", state, class_="t"),
-            el("td", result.reason, colspan=12, class_="t wrap"),
+            el("td", result.reason, colspan=10, class_="t wrap"),
         )
     times = words.smaller(report, result)
     below = [f"{times:.1f}x smaller"] if times and result.role != "reference" else []
@@ -83,7 +83,8 @@ def _result(report: Report, result: Result) -> Markup:
         [show(result.size_bytes, "bytes"), [el("small", line) for line in below]],
         _with_interval(result.accuracy, "share"),
         words.signed_points(words.points(report, result)),
-        *[words.metric(result.metrics, name) for name in ("precision", "recall", "f1", "loss")],
+        _averages(result.metrics),
+        show(result.metrics.loss if result.metrics else None, "nats"),
         _percentile(result, "p50"),
         _percentile(result, "p90"),
         _ratio(result, "reference"),
@@ -102,6 +103,13 @@ def _with_interval(seen: Bounds | None, unit: str) -> Content:
         return NOTHING
     value, _, rest = show_interval(seen, unit).partition(" [")
     return [value, el("small", f"[{rest.partition(',  n')[0].partition(', n')[0]}") if rest else None]
+
+
+def _averages(metrics: Metrics | None) -> str:
+    if metrics is None or metrics.f1 is None:
+        return NOTHING
+    values = (metrics.precision, metrics.recall, metrics.f1)
+    return " / ".join(_share(value) if value is not None else NOTHING for value in values)
 
 
 def _percentile(result: Result, statistic: str) -> Content:
@@ -230,7 +238,7 @@ def environment(report: Report) -> Markup | None:
         )
     versions = {k: v for r in report.results if r.device for k, v in r.device.versions.items()}
     rows += [_fact(f"{name} (device)", version) for name, version in versions.items()]
-    return table(("What", "Value"), rows, text=(0, 1)) if rows else None
+    return table(("What", "Value"), rows, text=(0, 1), class_="stack") if rows else None
 
 
 def _fact(name: str, value: str) -> Markup:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgekit.errors import ExitCode
 from edgekit.report.quantities import NOTHING, show, show_seconds
-from edgekit.report.report import Interval, Metrics, Paired, Report, Result, Verdict
+from edgekit.report.report import Interval, Paired, Report, Result, Verdict
 
 BACKENDS = {
     "onnxruntime": "ONNX Runtime",
@@ -51,11 +51,10 @@ def done(report: Report) -> str:
     acts = [_STAGES.get(stage.name, stage.name) for stage in report.stages]
     listed = f"{', '.join(acts[:-1])} and {acts[-1]}" if len(acts) > 1 else (acts[0] if acts else "built unchanged")
     usable = [r for r in report.results if r.status != "failed"]
-    pairs = len({(r.target, r.backend) for r in usable})
-    targets = len({r.target for r in usable})
+    runtimes, targets = len({r.backend for r in usable}), len({r.target for r in usable})
     took = f" in {show_seconds(report.seconds)}" if report.seconds else ""
-    where = f"{plural(pairs, 'runtime build')} on {plural(targets, 'target')}"
-    return f"{report.source.name} was {listed}, and emitted for {where}{took}."
+    where = f"{plural(runtimes, 'runtime')} on {plural(targets, 'target')}"
+    return f"{report.source.name} was {listed}, and built for {where}{took}."
 
 
 def plural(count: int, noun: str) -> str:
@@ -84,6 +83,11 @@ def accuracy(seen: Interval | None) -> str:
     if seen is None:
         return NOTHING
     return f"{100 * seen.value:.2f} % ± {50 * (seen.high - seen.low):.2f}"
+
+
+def share(seen: Interval | None) -> str:
+    """`93.12 %`: the value alone."""
+    return show(seen.value, "share") if seen else NOTHING
 
 
 def points(report: Report, result: Result) -> float | None:
@@ -127,9 +131,3 @@ def nodes(result: Result) -> str:
     if result.int8_nodes is None or result.float_nodes is None:
         return NOTHING
     return f"{result.int8_nodes}/{result.int8_nodes + result.float_nodes}"
-
-
-def metric(metrics: Metrics | None, name: str) -> str:
-    """One of precision, recall, F1 and loss."""
-    value = getattr(metrics, name) if metrics else None
-    return show(value, "nats" if name == "loss" else "share")

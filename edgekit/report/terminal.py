@@ -1,0 +1,141 @@
+"""The report in the terminal: a table for every target, what did not help, and the verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from edgekit.report import words
+from edgekit.report.quantities import NOTHING, show, show_count
+from edgekit.report.report import Judgement, Report, Result
+
+WIDTH = 100
+_STYLES = {"pass": "green", "fail": "red", "unsure": "yellow"}
+
+
+def render(report: Report) -> RenderableType:
+    """What `Console.print` shows; colours vanish where the console has none."""
+    parts: list[RenderableType] = [_heading(report)]
+    for target in dict.fromkeys(r.target for r in report.results):
+        parts += [Text(""), _target(report, target)]
+    parts += _failures(report)
+    if report.warnings:
+        parts += [Text(""), *(_line("!", line, "yellow") for line in report.warnings)]
+    if report.gate:
+        parts += [Text(""), _gate(report.gate)]
+    parts += [Text(""), _verdict(report)]
+    return Group(*parts)
+
+
+def text(report: Report, width: int = WIDTH) -> str:
+    """The same without colours, as one string."""
+    console = Console(width=width, color_system=None, force_terminal=False, highlight=False)
+    with console.capture() as capture:
+        console.print(render(report))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def _heading(report: Report) -> Text:
+    source = report.source
+    accuracy = words.source_accuracy(report)
+    facts = [show(source.size_bytes, "bytes")]
+    facts += [f"{show_count(source.macs)} MACs"] if source.macs else []
+    facts += [f"accuracy {words.accuracy(accuracy)}"] if accuracy else []
+    return Text.assemble((source.name, "bold"), f" as it came: {', '.join(facts)}")
+
+
+def _target(report: Report, target: str) -> Table:
+    same = [r for r in report.results if r.target == target and r.status != "failed"]
+    device = next((r.device.name for r in same if r.device), None)
+    table = Table(
+        title=f"{target}{f' (timed on {device})' if device else ''}", title_justify="left", title_style="bold",
+        box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim",
+    )  # fmt: skip
+    table.add_column("", width=1)
+    table.add_column("bundle", no_wrap=True)
+    timed = any(r.latency_s for r in same)
+    scored = any(r.accuracy for r in same)
+    heads = [
+        "size",
+        *(["accuracy", "vs ref"] if scored else []),
+        *(["p50", "p90", "x ref", "x float"] if timed else []),
+    ]
+    for head in [*heads, "int8"]:
+        table.add_column(head, justify="right", no_wrap=True)
+    if not timed:
+        table.add_column("status", no_wrap=True)
+    for backend in dict.fromkeys(r.backend for r in same):
+        table.add_row("", Text(words.backend(backend), style="cyan"))
+        for result in (r for r in same if r.backend == backend):
+            table.add_row(*_row(report, result, scored, timed), style="bold" if result.ships else None)
+    return table
+
+
+def _row(report: Report, result: Result, scored: bool, timed: bool) -> list[str]:
+    size = show(result.size_bytes, "bytes")
+    cells = ["*" if result.ships else "", f"{result.role} {result.precision}", size]
+    if scored:
+        change = words.points(report, result)
+        cells += [_accuracy(result), "" if change is None else f"{100 * change:+.2f}"]
+    if timed:
+        cells += [words.percentile(result, "p50"), words.percentile(result, "p90")]
+        cells += [_ratio(result, "reference"), _ratio(result, "float")]
+    cells.append(words.nodes(result) if result.role == "quantized" else "")
+    return cells if timed else [*cells, result.status]
+
+
+def _accuracy(result: Result) -> str:
+    """`93.12 ±0.50`: the value in percent with half its interval."""
+    seen = result.accuracy
+    return f"{100 * seen.value:.2f} ±{50 * (seen.high - seen.low):.2f}" if seen else NOTHING
+
+
+def _ratio(result: Result, vs: str) -> str:
+    """`0.62 ±0.02`: the ratio with half its interval."""
+    pair = result.paired_with(vs)
+    return f"{pair.ratio:.2f} ±{(pair.high - pair.low) / 2:.2f}" if pair else ""
+
+
+def _failures(report: Report) -> list[RenderableType]:
+    failed = [r for r in report.results if r.status == "failed"]
+    lines = [f"{r.target}, {r.backend} {r.role} {r.precision} failed: {r.reason}" for r in failed]
+    return [Text(""), *(_line("x", line, "red") for line in lines)] if lines else []
+
+
+def _line(mark: str, line: str, style: str) -> RenderableType:
+    """A line whose continuation is indented."""
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(width=1)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(mark, style=style), Text(line))
+    return grid
+
+
+def _gate(judged: Sequence[Judgement]) -> Group:
+    """Each clause, then its verdict on every bundle that it covers."""
+    parts: list[RenderableType] = []
+    for clause in dict.fromkeys(entry.clause for entry in judged):
+        parts.append(Text(clause, style="bold"))
+        table = Table.grid(padding=(0, 1, 0, 0))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for entry in (j for j in judged if j.clause == clause):
+            where = ", ".join(part for part in (entry.target, entry.backend) if part)
+            verdict = Text(f"  {entry.verdict}", style=_STYLES[words.tone(entry.verdict)])
+            table.add_row(verdict, Text(f"{where}: {entry.reason}" if where else entry.reason))
+        parts.append(table)
+    return Group(*parts)
+
+
+def _verdict(report: Report) -> Text:
+    style = "green" if report.exit_code == 0 else "yellow" if report.exit_code in (3, 4) else "red"
+    shipped = sum(r.ships for r in report.results)
+    outcome = words.outcome(report)
+    return Text.assemble(
+        (outcome, f"bold {style}"),
+        f": {words.counted(report)}; {words.plural(shipped, 'bundle')} marked * ship{'s' if shipped == 1 else ''}"
+        f" (exit code {report.exit_code}).",
+    )
