@@ -81,11 +81,19 @@ def read_limit(clause: Clause, name: str) -> float:
     if name == "max_regression" and unit in ("s", "bytes"):
         return parse_percent(written)
     if name == "max_regression" and unit == "share":
-        return parse_points(written)
+        return _below_one(written, parse_points(written), "1.0pp")
     parse: dict[str, Callable[[float | str], float]] = {
         "share": parse_percent, "s": parse_duration, "bytes": parse_size, "nats": _plain, "dB": _plain,
     }  # fmt: skip
-    return parse[unit](written)
+    limit = parse[unit](written)
+    return _below_one(written, limit, "92%") if unit == "share" else limit
+
+
+def _below_one(written: Quantity, share: float, example: str) -> float:
+    """A bare 1.0 that was meant as one point would let everything pass."""
+    if not -1 < share < 1:
+        raise UsageError(f"{written!r} cannot be a limit: that is {100 * share:g} %. Write it like {example!r}.")
+    return share
 
 
 def _plain(written: float | str) -> float:

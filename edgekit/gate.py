@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TypeVar
 
-from edgekit.clauses import Clause
+from edgekit.clauses import UNITS, Clause, check, read_limit
 from edgekit.errors import ExitCode, UsageError, worst
-from edgekit.extras import unknown
 from edgekit.metrics import CONFIDENCE, paired_difference, wilson_share
 from edgekit.report.predictions import Predictions
 from edgekit.report.quantities import show, show_interval
 from edgekit.report.report import Interval, Judgement, Metrics, Observed, Report, Result, Verdict
-from edgekit.units import parse_duration, parse_percent, parse_points, parse_size
 
 T = TypeVar("T")
 
@@ -27,16 +25,7 @@ Loader = Callable[[str], Predictions]
 """Reads a predictions file by its path in the report."""
 
 LATENCIES = ("latency.p50", "latency.p90", "latency.p95", "latency.p99")
-SHARES = ("accuracy", "precision", "recall", "f1", "agreement")
 TIMES = (*LATENCIES, "load", "first_inference")
-UNITS: dict[str, str] = {
-    **dict.fromkeys(SHARES, "share"),
-    **dict.fromkeys(TIMES, "s"),
-    **dict.fromkeys(("size", "bundle_size", "memory"), "bytes"),
-    "loss": "nats",
-    "snr": "dB",
-}
-"""Metric in a clause -> unit. Shares are fractions of one and shown in percent."""
 
 _EXIT: dict[Verdict, ExitCode] = {
     "pass": ExitCode.PASS,
@@ -106,51 +95,19 @@ def describe(clause: Clause, limit_name: str) -> str:
 
 def _limits(clause: Clause) -> list[tuple[str, _Limit]]:
     """The limits of a clause with their names, parsed."""
-    if clause.metric not in UNITS:
-        raise UsageError(unknown("gate metric", clause.metric, UNITS))
-    names = ("max_regression", "max_ratio") if clause.vs else ("min", "max")
-    given = [n for n in ("min", "max", "max_regression", "max_ratio") if getattr(clause, n) is not None]
-    if not given or not set(given) <= set(names):
-        need = " or ".join(names)
-        raise UsageError(
-            f"The gate clause on {clause.metric!r} {'with' if clause.vs else 'without'} 'vs' needs {need}, "
-            f"got {', '.join(given) or 'no limit'}."
-        )
-    return [(name, _limit(clause, name)) for name in given]
+    check(clause)
+    names = ("min", "max", "max_regression", "max_ratio")
+    return [(name, _limit(clause, name)) for name in names if getattr(clause, name) is not None]
 
 
 def _limit(clause: Clause, name: str) -> _Limit:
-    written = getattr(clause, name)
-    unit = UNITS[clause.metric]
-    if name == "max_ratio":
-        ratio = float(written)
+    bound, unit = read_limit(clause, name), UNITS[clause.metric]
+    if name == "max_regression" and unit not in ("s", "bytes"):
+        return _Limit("max", bound, f"at most {show(bound, _gap_unit(unit))} worse than {clause.vs}")
+    if name in ("max_regression", "max_ratio"):
+        ratio = bound if name == "max_ratio" else 1 + bound
         return _Limit("max", ratio, f"at most {ratio:g}x of {clause.vs}")
-    if name == "max_regression":
-        if unit in ("s", "bytes"):
-            ratio = 1 + parse_percent(written)
-            return _Limit("max", ratio, f"at most {ratio:g}x of {clause.vs}")
-        points = _below_one(clause, name, parse_points(written), "1.0pp") if unit == "share" else float(written)
-        return _Limit("max", points, f"at most {show(points, _gap_unit(unit))} worse than {clause.vs}")
-    parse: dict[str, Callable[[str | float], float]] = {
-        "share": parse_percent,
-        "s": parse_duration,
-        "bytes": parse_size,
-        "nats": float,
-        "dB": float,
-    }
-    bound = parse[unit](written)
-    if unit == "share":
-        bound = _below_one(clause, name, bound, "92%")
     return _Limit(name, bound, f"at {'most' if name == 'max' else 'least'} {show(bound, unit)}")
-
-
-def _below_one(clause: Clause, name: str, bound: float, example: str) -> float:
-    """A bare 1.0 that was meant as one point would let everything pass: refuse it."""
-    if not -1 < bound < 1:
-        raise UsageError(
-            f"{describe(clause, name)}: a share of {bound:g} cannot be a limit. Write points or percent, like {example}."
-        )
-    return bound
 
 
 def _covered(report: Report, clause: Clause) -> list[tuple[str, str]]:
