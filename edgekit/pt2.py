@@ -8,18 +8,22 @@ passed is handed on, in an archive written anew (a second reader can't see membe
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import json
 import re
+import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import UsageError
 from edgekit.extras import require
+from edgekit.model import TensorSpec
 
 if TYPE_CHECKING:
+    import onnx
     from torch.export import ExportedProgram
 
 _OPERATOR = re.compile(r"torch\.ops\.(aten|prims)\.[a-z_0-9]*[a-z0-9][a-z_0-9]*\.[A-Za-z_0-9]+")
@@ -63,6 +67,54 @@ def load_program(file: Path) -> ExportedProgram:
             f"{file} cannot be read by torch {torch.__version__}: {type(error).__name__}: {first}. "
             "Save it again with torch.export.save of this version."
         ) from error
+
+
+def program_to_onnx(program: ExportedProgram, declared: Mapping[str, TensorSpec], file: Path) -> onnx.ModelProto:
+    """The program as an ONNX graph; inputs and dynamic axes bear the names in `declared`, where it has them.
+
+    Raises:
+        UsageError: the program takes another number of inputs, or cannot be exported.
+    """
+    torch = require("torch", extra="torch", why="reading a torch.export archive")
+    require("onnx", extra="onnx", why="exporting a torch.export archive to ONNX")
+    from edgekit.graph.normalise import MIN_OPSET
+
+    names = list(program.graph_signature.user_inputs)
+    if declared and len(declared) != len(names):
+        raise UsageError(f"{file} takes {len(names)} inputs ({', '.join(map(str, names))}), not {len(declared)}.")
+    count = len(program.graph_signature.user_outputs)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            exported = torch.onnx.export(
+                program,
+                input_names=list(declared) or names,
+                output_names=["output"] if count == 1 else [f"output_{i}" for i in range(count)],
+                opset_version=MIN_OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:400]
+        raise UsageError(f"{file} cannot be exported to ONNX: {reason}") from error
+    proto: onnx.ModelProto = exported.model_proto
+    _name_axes(proto, declared)
+    return proto
+
+
+def _name_axes(proto: onnx.ModelProto, declared: Mapping[str, TensorSpec]) -> None:
+    """Give dynamic axes their declared names; a first axis without one is the batch."""
+    names: dict[str, str] = {}
+    for value in proto.graph.input:
+        spec = declared.get(value.name)
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            wanted = spec.shape[axis] if spec is not None and axis < len(spec.shape) else None
+            if dim.dim_param and (isinstance(wanted, str) or axis == 0):
+                names.setdefault(dim.dim_param, wanted if isinstance(wanted, str) else "batch")
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in names:
+                dim.dim_param = names[dim.dim_param]
 
 
 def _check_member(file: Path, name: str, content: bytes, torch: Any) -> None:

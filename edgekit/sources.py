@@ -15,6 +15,7 @@ from edgekit.extras import require
 from edgekit.model import Model, OnnxModel, TensorSpec, TorchModel
 
 if TYPE_CHECKING:
+    import onnx
     import torch
     from torch import nn
 
@@ -65,11 +66,19 @@ def _existing(path: Path, source: str) -> Path:
 
 def _from_onnx(file: Path, inputs: Mapping[str, TensorSpec] | None, name: str) -> OnnxModel:
     require("onnx", extra="onnx", why="reading an ONNX model")
-    from edgekit.graph.crossing import from_proto
     from edgekit.graph.io import load_onnx
 
-    model = from_proto(load_onnx(file), name)
-    _check_inputs(model, inputs, file)
+    return _graph(load_onnx(file), inputs, file, name)
+
+
+def _graph(proto: onnx.ModelProto, declared: Mapping[str, TensorSpec] | None, file: Path, name: str) -> OnnxModel:
+    from edgekit.graph.normalise import normalise
+    from edgekit.graph.tools import tensor_specs
+
+    proto = normalise(proto)
+    inputs, outputs = tensor_specs(proto)
+    model = OnnxModel(name=name, proto=proto, inputs=inputs, outputs=outputs)
+    _check_inputs(model, declared, file)
     return model
 
 
@@ -95,10 +104,9 @@ def _check_inputs(model: OnnxModel, declared: Mapping[str, TensorSpec] | None, f
 
 def _from_pt2(file: Path, inputs: Mapping[str, TensorSpec] | None, name: str) -> OnnxModel:
     require("torch", extra="torch", why="reading a torch.export archive")
-    from edgekit.graph.crossing import export_program
-    from edgekit.pt2 import load_program
+    from edgekit.pt2 import load_program, program_to_onnx
 
-    return export_program(load_program(file), tuple((inputs or {}).values()), name)
+    return _graph(program_to_onnx(load_program(file), inputs or {}, file), inputs, file, name)
 
 
 def _from_python(
@@ -121,7 +129,6 @@ def _from_python(
 
 
 def _build(file: Path, function: str, torch: Any) -> nn.Module:
-    module: nn.Module
     with _importable(file.parent.resolve()):
         python = _import_file(file)
         maker = getattr(python, function, None)
@@ -137,7 +144,7 @@ def _build(file: Path, function: str, torch: Any) -> nn.Module:
             ) from error
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"{file}:{function}() returned {type(module).__name__}: it must return a torch.nn.Module.")
-    return module
+    return module  # type: ignore[no-any-return]
 
 
 def _import_file(file: Path) -> Any:

@@ -28,9 +28,9 @@ def choose(
 ) -> Plan:
     """Remove the blocks of channels that cost least importance for the MACs they free, until `target` is met.
 
-    Importance counts as a share of its group's total, so that groups compare and none is drained. Every group keeps a multiple of
-    `round_to` channels (once it is cut at all) and at least the share `floor` of them. Blocks that still fit
-    under `target` at the end are given back.
+    Importance counts as a share of its group's total, so that groups compare and none is drained. Every group keeps
+    a multiple of `round_to` channels (once it is cut at all) and at least the share `floor` of them. Blocks that
+    still fit under `target` at the end are given back.
     """
     blocks = {g.name: _blocks(g, scores[g.name], round_to, floor) for g in groups}
     taken = dict.fromkeys(blocks, 0)

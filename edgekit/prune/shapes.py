@@ -87,6 +87,7 @@ def has_batchnorm(module: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None for m in module.modules())
 
 
-def channels_last(module: nn.Module) -> nn.Module:
-    """The module with convolution weights laid out for the processor: values are the same."""
-    return module.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
+def laid_out(module: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """The module with its weights laid out so: `channels_last` trains faster on processors. Values are the same."""
+    result: nn.Module = module.to(memory_format=layout)  # type: ignore[call-overload]
+    return result

@@ -1,0 +1,1 @@
+"""Recovery training: the loop, its checkpoints and the samples that it reads."""

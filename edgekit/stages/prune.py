@@ -1,0 +1,161 @@
+"""`prune`: remove whole channels until a share of the multiply-accumulates remains."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from edgekit.context import RunContext
+from edgekit.errors import UsageError
+from edgekit.extras import require
+from edgekit.model import Model, Step, TorchModel
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from edgekit.prune.groups import Found
+    from edgekit.prune.plan import Plan
+    from edgekit.train.samples import Samples
+
+BATCH = 128
+
+
+class Prune(BaseModel):
+    """Remove whole channels until `macs` of the original multiply-accumulates remain.
+
+    Groups of channels that must go together are found as in Fang et al. 2023 (arXiv:2301.12900), and each is proven
+    on the model before it is cut. Afterwards BatchNorm statistics are measured anew, or biases corrected where the
+    model has no BatchNorm. Accuracy comes back in `distill`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: ClassVar[str] = "prune"
+    trains: ClassVar[bool] = True
+
+    macs: float = Field(gt=0, le=1, description="share of the multiply-accumulates that remains, in (0, 1]")
+    importance: Literal["taylor", "activation", "l1", "l2", "bn_scale", "random"] = Field(
+        "taylor", description="how channels are ranked; taylor falls back to activation where there are no labels"
+    )
+    round_to: int = Field(8, ge=1, description="kept channels are a multiple of this: latency is a staircase")
+    keep_at_least: float = Field(0.125, ge=0, le=1, description="share of its channels that every group keeps")
+    samples: int = Field(1024, ge=1, description="training samples that rank channels and measure statistics")
+
+    def apply(self, model: Model, ctx: RunContext) -> TorchModel:
+        """A smaller copy of `model`.
+
+        Raises:
+            UsageError: the model is a graph already, or no channel of it can be removed.
+        """
+        if not isinstance(model, TorchModel):
+            raise UsageError("'prune' cuts a trainable module: put it before 'quantize' in the recipe.")
+        require("torch", extra="torch", why="pruning")
+        return _Run(self, model, ctx).result()
+
+
+class _Run:
+    """One application: the settings, the model, and the samples drawn for it."""
+
+    def __init__(self, stage: Prune, model: TorchModel, ctx: RunContext) -> None:
+        from edgekit.train.samples import single_input, some, training_split
+
+        single_input(model.inputs)
+        self.stage, self.model, self.ctx = stage, model, ctx
+        self.samples: Samples = some(training_split(ctx.data), stage.samples, ctx.seed)
+        self.started = time.monotonic()
+
+    def result(self) -> TorchModel:
+        from dataclasses import replace
+
+        from edgekit.prune.cost import MacModel, count_macs
+        from edgekit.prune.groups import find_groups
+        from edgekit.prune.importance import score
+        from edgekit.prune.plan import choose
+        from edgekit.prune.shapes import parameters
+
+        stage, dense = self.stage, self.model.module
+        with self.ctx.progress.task("prune", total=4) as task:
+            probe = (self.inputs(2),)
+            found = find_groups(dense, probe)
+            cost = MacModel(dense, (probe[0][:1],))
+            task.advance(note="ranking channels")
+            kind = "activation" if stage.importance == "taylor" and not self.samples.labelled else stage.importance
+            scores = score(kind, dense, found.groups, self.samples.batches(BATCH), self.ctx.seed)
+            task.advance(note="choosing channels")
+            plan = choose(
+                found.groups,
+                scores,
+                cost,
+                int(cost.total * stage.macs),
+                round_to=stage.round_to,
+                floor=stage.keep_at_least,
+            )
+            task.advance(note="measuring statistics")
+            module, corrected = self.cut(found, plan)
+            task.advance()
+        macs = count_macs(module, (probe[0][:1],))
+        sizes = (parameters(dense), parameters(module))
+        notes = (
+            f"{cost.total / 1e6:.1f} M -> {macs / 1e6:.1f} M multiply-accumulates ({macs / cost.total:.1%}), "
+            f"{sizes[0]:,} -> {sizes[1]:,} parameters",
+            *self.remarks(kind, found, plan, cost.total),
+            corrected,
+        )
+        step = Step(
+            name=stage.kind,
+            config=stage.model_dump(),
+            seconds=time.monotonic() - self.started,
+            notes=notes,
+            macs=macs,
+            parameters=sizes[1],
+        )
+        return replace(self.model, module=module).after(step)
+
+    def inputs(self, count: int) -> Tensor:
+        import numpy as np
+
+        return self.samples.batch(np.arange(min(count, len(self.samples))))[0]
+
+    def cut(self, found: Found, plan: Plan) -> tuple[nn.Module, str]:
+        """The smaller module with its statistics put right, and a line about how."""
+        from edgekit.prune.apply import kept, removed
+        from edgekit.prune.correct import channel_means, correct_biases, reestimate_batchnorm
+        from edgekit.prune.shapes import has_batchnorm
+
+        module = removed(self.model.module, found.groups, plan.removal)
+        for parameter in module.parameters():
+            parameter.requires_grad_(True)
+        if not plan.removal:
+            return module.eval(), "nothing was removed"
+        if has_batchnorm(module):
+            reestimate_batchnorm(module, (x for x, _ in self.samples.batches(BATCH)))
+            return module, f"BatchNorm statistics measured anew on {len(self.samples)} samples"
+        inputs = self.inputs(_fitting(self.inputs(1).numel()))
+        wanted = channel_means(self.model.module, inputs)
+        rows = kept(self.model.module, found.groups, plan.removal)
+        wanted = {n: v if f"{n}.bias" not in rows else v[rows[f"{n}.bias"]] for n, v in wanted.items()}
+        shifted = correct_biases(module, inputs, wanted)
+        return module, f"biases of {shifted} layers corrected on {len(inputs)} samples (the model has no BatchNorm)"
+
+    def remarks(self, kind: str, found: Found, plan: Plan, total: int) -> list[str]:
+        lines = []
+        if kind != self.stage.importance:
+            lines.append(f"importance {kind!r} instead of {self.stage.importance!r}: the data has no labels")
+        if not plan.reached:
+            lines.append(
+                f"asked for {self.stage.macs:.0%} of the multiply-accumulates, reached {plan.macs / total:.1%}: "
+                f"every group keeps at least {self.stage.keep_at_least:.1%} and a multiple of {self.stage.round_to}"
+            )
+        outputs = [name for name, why in found.whole.items() if why.endswith("output of the model")]
+        others: dict[str, list[str]] = {}
+        for name, why in found.whole.items():
+            if name not in outputs:
+                others.setdefault(why, []).append(name)
+        lines += [f"left whole: {', '.join(names)} ({why})" for why, names in others.items()]
+        return lines
+
+
+def _fitting(numbers: int) -> int:
+    """How many samples of this size go through at once without much memory."""
+    return int(min(256, max(16, 8_000_000 // max(numbers, 1))))
