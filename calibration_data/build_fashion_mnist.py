@@ -38,8 +38,8 @@ preprocess:  # (pixel / 255 - {mean}) / {std}
   layout: NHW
   to: NCHW
 files:
-  train.npz: {train_sha}
-  test.npz: {test_sha}
+  train.npz: "{train_sha}"
+  test.npz: "{test_sha}"
 splits:
   train: {{file: train.npz}}
   calibration: {{file: train.npz, rows: [0, {calibration}]}}  # training images only; recovery trains on them too

@@ -1,0 +1,49 @@
+"""Fixtures that several test files share. They import nothing heavy."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Data sets and models that may not be redistributed; tests that need them are skipped without."""
+    folder = Path(os.environ.get("EDGEKIT_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no shared data in {folder}; EDGEKIT_SHARED_DATA says where it is")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist():
+    """The bundled data set."""
+    from edgekit.data import load_data
+
+    return load_data(ROOT / "calibration_data" / "fashion_mnist")
+
+
+@pytest.fixture
+def tiny_npz(tmp_path: Path) -> Path:
+    """40 labelled 4 x 4 images in four classes, split into train and test."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "tiny.npz"
+    np.savez(
+        path,
+        train_x=rng.integers(0, 256, (32, 4, 4), dtype=np.uint8),
+        train_y=np.arange(32) % 4,
+        test_x=rng.integers(0, 256, (8, 4, 4), dtype=np.uint8),
+        test_y=np.arange(8) % 4,
+    )
+    return path
