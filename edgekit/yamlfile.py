@@ -242,7 +242,11 @@ def _field(model: type[BaseModel] | None, loc: Place) -> FieldInfo | None:
 
 
 def _hint(field: FieldInfo | None) -> str:
-    return f" Use {field.examples[0]}." if field is not None and field.examples else ""
+    if field is None:
+        return ""
+    if field.examples:
+        return f" Use {field.examples[0]}."
+    return f" It means: {field.description}." if field.description else ""
 
 
 def _bounds(field: FieldInfo | None) -> str:

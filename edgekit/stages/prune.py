@@ -34,7 +34,12 @@ class Prune(BaseModel):
     kind: ClassVar[str] = "prune"
     trains: ClassVar[bool] = True
 
-    macs: float = Field(gt=0, le=1, description="share of the multiply-accumulates that remains, in (0, 1]")
+    macs: float = Field(
+        gt=0,
+        le=1,
+        description="share of the multiply-accumulates that remains, in (0, 1]",
+        examples=["0.5 to keep half of the multiply-accumulates"],
+    )
     importance: Literal["taylor", "activation", "l1", "l2", "bn_scale", "random"] = Field(
         "taylor", description="how channels are ranked; taylor falls back to activation where there are no labels"
     )
@@ -58,11 +63,13 @@ class _Run:
     """One application: the settings, the model, and the samples drawn for it."""
 
     def __init__(self, stage: Prune, model: TorchModel, ctx: RunContext) -> None:
+        from edgekit.prune.loosen import loosen
         from edgekit.train.samples import single_input, some, training_split
 
         single_input(model.inputs)
         self.stage, self.model, self.ctx = stage, model, ctx
         self.samples: Samples = some(training_split(ctx.data), stage.samples, ctx.seed)
+        self.dense = loosen(model.module, (self.inputs(2),))
         self.started = time.monotonic()
 
     def result(self) -> TorchModel:
@@ -74,7 +81,7 @@ class _Run:
         from edgekit.prune.plan import choose
         from edgekit.prune.shapes import parameters
 
-        stage, dense = self.stage, self.model.module
+        stage, dense = self.stage, self.dense
         with self.ctx.progress.task("prune", total=4) as task:
             probe = (self.inputs(2),)
             found = find_groups(dense, probe)
@@ -123,7 +130,7 @@ class _Run:
         from edgekit.prune.correct import channel_means, correct_biases, reestimate_batchnorm
         from edgekit.prune.shapes import has_batchnorm
 
-        module = removed(self.model.module, found.groups, plan.removal)
+        module = removed(self.dense, found.groups, plan.removal)
         for parameter in module.parameters():
             parameter.requires_grad_(True)
         if not plan.removal:
@@ -132,8 +139,8 @@ class _Run:
             reestimate_batchnorm(module, (x for x, _ in self.samples.batches(BATCH)))
             return module, f"BatchNorm statistics measured anew on {len(self.samples)} samples"
         inputs = self.inputs(_fitting(self.inputs(1).numel()))
-        wanted = channel_means(self.model.module, inputs)
-        rows = kept(self.model.module, found.groups, plan.removal)
+        wanted = channel_means(self.dense, inputs)
+        rows = kept(self.dense, found.groups, plan.removal)
         wanted = {n: v if f"{n}.bias" not in rows else v[rows[f"{n}.bias"]] for n, v in wanted.items()}
         shifted = correct_biases(module, inputs, wanted)
         return module, f"biases of {shifted} layers corrected on {len(inputs)} samples (the model has no BatchNorm)"
