@@ -184,15 +184,11 @@ def bootstrap_macro(
     weights = counts[cells].astype(np.float64)
     n = int(weights.sum())
     draws = np.random.default_rng(seed).multinomial(n, weights / n, size=resamples)
+    rows, columns = cells
     size = len(counts)
-    shape = (resamples, size)
-    hits, labelled, predicted = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    for drawn, row, column in zip(draws.T, *cells, strict=True):
-        labelled[:, row] += drawn
-        if column < size:
-            predicted[:, column] += drawn
-        if row == column:
-            hits[:, row] += drawn
+    labelled = np.stack([np.bincount(rows, drawn, size) for drawn in draws])
+    predicted = np.stack([np.bincount(columns, drawn, size + 1)[:size] for drawn in draws])
+    hits = np.stack([np.bincount(rows, drawn * (rows == columns), size) for drawn in draws])
     tail = (1 - confidence) / 2
     low, high = np.quantile(_macro(hits, labelled, predicted), [tail, 1 - tail], axis=0)
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(("precision", "recall", "f1"))}
