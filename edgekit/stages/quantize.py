@@ -87,7 +87,7 @@ class Quantize(BaseModel):
             seconds=time.monotonic() - start,
             notes=_notes(planned, choice),
         )
-        return replace(source, proto=proto, quant=choice.spec).after(step)
+        return replace(source, proto=proto, quant=choice.spec, original=source.reference).after(step)
 
     def _choose(self, proto: onnx.ModelProto, planned: Plan, model: OnnxModel, ctx: RunContext) -> Choice:
         from edgekit.quant.choose import choose
