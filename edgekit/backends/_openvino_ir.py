@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from edgekit.backends import Placement
-from edgekit.backends._emitted import nodes_in, operators
+from edgekit.backends._emitted import nodes, nodes_in, operators
 from edgekit.errors import BuildError
 
 if TYPE_CHECKING:
@@ -32,16 +31,21 @@ def convert(ov: ModuleType, proto: onnx.ModelProto, work: Path) -> Any:
     """
     import onnx
 
-    with TemporaryDirectory(dir=work) as folder:
-        path = Path(folder) / "model.onnx"
-        onnx.save_model(proto, path)
-        try:
-            return ov.convert_model(path)
-        except RuntimeError as error:
-            stopped = nodes_in(str(error), proto)
-            types = sorted({f"{n.op_type}" for n in proto.graph.node if n.name in stopped})
-            seen = f"it has no rule for {', '.join(types)} at {', '.join(stopped)}" if stopped else f"{error}"
-            raise BuildError(f"OpenVINO cannot convert the model: {seen}.", stopped) from error
+    path = work / "model.onnx"
+    onnx.save_model(proto, path)
+    try:
+        return ov.convert_model(path)
+    except (RuntimeError, *_failures(ov)) as error:
+        stopped = nodes_in(str(error), proto)
+        types = sorted({node.op_type for node in nodes(proto.graph) if node.name in stopped})
+        seen = f"it has no rule for {', '.join(types)} at {', '.join(stopped)}" if stopped else f"{error}"
+        raise BuildError(f"OpenVINO cannot convert the model: {seen}.", stopped) from error
+
+
+def _failures(ov: ModuleType) -> list[type[Exception]]:
+    """The frontend's own errors, which share no base class."""
+    kinds = ("General", "Initialization", "NotImplemented", "OpConversion", "OpValidation")
+    return [getattr(ov.frontend, f"{kind}Failure") for kind in kinds]
 
 
 def tidy(model: Any, proto: onnx.ModelProto) -> None:
@@ -64,15 +68,11 @@ def tidy(model: Any, proto: onnx.ModelProto) -> None:
 
 
 def save(ov: ModuleType, model: Any, work: Path, *, half: bool) -> tuple[Path, Path]:
-    """`model.xml` and `model.bin` under `work`, in place only when both are whole.
-
-    The XML's indentation, a fifth of it, is left out.
-    """
-    with TemporaryDirectory(dir=work) as folder:
-        xml = Path(folder) / "model.xml"
-        ov.save_model(model, xml, compress_to_fp16=half)
-        xml.write_text(re.sub(r">\s+<", "><", xml.read_text(encoding="utf-8")), encoding="utf-8")
-        return xml.rename(work / "model.xml"), xml.with_suffix(".bin").rename(work / "model.bin")
+    """`model.xml` and `model.bin` under `work`, the XML without its indentation, a fifth of it."""
+    xml = work / "model.xml"
+    ov.save_model(model, xml, compress_to_fp16=half)
+    xml.write_text(re.sub(r">\s+<", "><", xml.read_text(encoding="utf-8")), encoding="utf-8")
+    return xml, xml.with_suffix(".bin")
 
 
 def placement(compiled: Any, proto: onnx.ModelProto, spec: QuantSpec | None) -> Placement:

@@ -61,8 +61,8 @@ def _zero_point_fault(node: onnx.NodeProto, constants: dict[str, onnx.TensorProt
         return "its zero point is computed while the model runs"
     if tensor.data_type != onnx.TensorProto.INT8:
         return f"its integers are {onnx.TensorProto.DataType.Name(tensor.data_type)}, not INT8"
-    values = onnx.numpy_helper.to_array(tensor)
-    return f"its zero point is {values.flat[values.nonzero()[0][0]]}, not 0" if values.any() else None
+    values = onnx.numpy_helper.to_array(tensor).reshape(-1)
+    return f"its zero point is {values[values != 0][0]}, not 0" if values.any() else None
 
 
 def _scale_fault(

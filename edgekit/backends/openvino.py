@@ -10,13 +10,14 @@ import importlib.util
 import platform
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.backends import Availability, Built, Job, Placement
+from edgekit.backends import Availability, Built, Job
 from edgekit.errors import BuildError
 from edgekit.extras import pip_command, require
 
@@ -53,18 +54,20 @@ class OpenVino:
         from edgekit.backends._emitted import emitted, output_steps
 
         ov = require("openvino", extra="openvino", why="compiling for OpenVINO")
-        proto = emitted(job, self.name)
-        model = ir.convert(ov, proto, job.work)
-        ir.tidy(model, proto)
-        xml, weights = ir.save(ov, model, job.work, half=job.precision == "fp16")
-        hints = self._hints(job)
-        compiled = self._load(ov, xml, job, hints, proto)
-        self._check(compiled, job, proto)
+        proto, hints = emitted(job, self.name), self._hints(job)
+        with TemporaryDirectory(dir=job.work) as folder:
+            model = ir.convert(ov, proto, Path(folder))
+            ir.tidy(model, proto)
+            saved = ir.save(ov, model, Path(folder), half=job.precision == "fp16")
+            compiled = self._load(ov, saved[0], job, hints, proto)
+            self._check(compiled, job)
+            placement = ir.placement(compiled, proto, job.model.quant if job.role == "quantized" else None)
+            files = {path.name: path.rename(job.work / path.name) for path in saved}
         return Built(
             status="built",
-            files={"model.xml": xml, "model.bin": weights},
+            files=files,
             entry="model.xml",
-            placement=self._placement(compiled, proto, job),
+            placement=placement,
             runner={"device": "CPU", "hints": hints},
             versions={"openvino": ov.get_version()},
             steps=output_steps(proto),
@@ -104,7 +107,7 @@ class OpenVino:
             named = f" at {', '.join(stopped)}" if stopped else ""
             raise BuildError(f"OpenVINO converted the model but cannot load it{named}: {error}", stopped) from error
 
-    def _check(self, compiled: Any, job: Job, proto: onnx.ModelProto) -> None:
+    def _check(self, compiled: Any, job: Job) -> None:
         """The saved file gives the host's numbers (float builds) or at least finite ones (quantized builds)."""
         from edgekit.graph.execute import run_onnx
 
@@ -127,11 +130,6 @@ class OpenVino:
                     f"OpenVINO's {job.precision} build of {job.model.name!r} strays from the host by {off:.2g} at "
                     f"output {spec.name!r}; {allowed:.2g} is allowed."
                 )
-
-    def _placement(self, compiled: Any, proto: onnx.ModelProto, job: Job) -> Placement:
-        from edgekit.backends import _openvino_ir as ir
-
-        return ir.placement(compiled, proto, job.model.quant if job.role == "quantized" else None)
 
 
 def run(compiled: Any, samples: tuple[npt.NDArray[np.generic], ...]) -> list[npt.NDArray[np.generic]]:

@@ -65,34 +65,41 @@ class TensorRT:
         from edgekit.backends import _tensorrt_graph as graph
         from edgekit.backends._emitted import emitted, output_steps
 
-        onnx = require("onnx", extra="onnx", why="emitting a graph for TensorRT")
+        require("onnx", extra="onnx", why="emitting a graph for TensorRT")
         proto = emitted(job, self.name)
         if job.role == "quantized":
             graph.check_symmetric(proto)
         elif job.precision == "fp16":
             proto = graph.half(proto)
-        source = job.work / "model.onnx"
-        onnx.save_model(proto, job.work / "model.onnx.part")
-        (job.work / "model.onnx.part").rename(source)
-        common: dict[str, Any] = {
-            "placement": graph.planned(proto, job.model.quant if job.role == "quantized" else None),
-            "steps": output_steps(proto),
-        }
         runner: dict[str, Any] = {"shapes": shapes(job), "tf32": False}
         if job.facts.built_on == "device":
-            note = "the engine is built on the board, by the agent; placement is as planned, not as seen"
-            return Built("emitted", {"model.onnx": source}, "model.onnx", runner=runner, notes=(note,), **common)
-        trt = api(job)
-        engine = job.work / "model.engine"
-        compile_engine(trt, proto, job, engine, runner["shapes"])
+            notes = [
+                *parsed(proto),
+                "the engine is built on the board, by the agent; placement is as planned, not as seen",
+            ]
+            compiled: dict[str, Any] = {
+                "status": "emitted",
+                "entry": "model.onnx",
+                "runner": runner,
+                "notes": tuple(notes),
+            }
+            files = {"model.onnx": proto.SerializeToString()}
+        else:
+            trt = api(job)
+            engine = compile_engine(trt, proto, job, runner["shapes"])
+            files = {"model.engine": engine, "model.onnx": proto.SerializeToString()}
+            compiled = {
+                "status": "built",
+                "entry": "model.engine",
+                "runner": {**runner, "package": trt.__name__},
+                "versions": {trt.__name__: trt.__version__, "compute_capability": compute_capability(job)},
+                "notes": ("placement is as planned: only a GPU shows what the engine does",),
+            }
         return Built(
-            "built",
-            {"model.engine": engine, "model.onnx": source},
-            "model.engine",
-            runner={**runner, "package": trt.__name__},
-            versions={trt.__name__: trt.__version__, "compute_capability": compute_capability(job)},
-            notes=("placement is as planned: only a GPU shows what the engine does",),
-            **common,
+            files={name: _written(job.work / name, content) for name, content in files.items()},
+            placement=graph.planned(proto, job.model.quant if job.role == "quantized" else None),
+            steps=output_steps(proto),
+            **compiled,
         )
 
 
@@ -154,8 +161,35 @@ def shapes(job: Job) -> Shapes:
     return found
 
 
-def compile_engine(trt: ModuleType, proto: onnx.ModelProto, job: Job, path: Path, ranges: Shapes) -> None:
-    """Build an engine of a strongly typed network, each operator in the type that the graph says, without TF32.
+def parse(trt: ModuleType, proto: onnx.ModelProto, log: Any) -> tuple[Any, Any]:
+    """A builder and the strongly typed network of a graph: each operator computes in the type that the graph says.
+
+    Raises:
+        BuildError: the parser refuses; every node that it stops at is named.
+    """
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(proto.SerializeToString()):
+        raise _refused([parser.get_error(i) for i in range(parser.num_errors)], trt)
+    return builder, network
+
+
+def parsed(proto: onnx.ModelProto) -> tuple[str, ...]:
+    """A note that TensorRT's parser takes the graph, where a parser is at hand that needs no GPU.
+
+    Raises:
+        BuildError: it refuses.
+    """
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        return ("no TensorRT package is here to parse the graph",)
+    trt = require("tensorrt_rtx", extra="tensorrt", why="parsing the emitted graph")
+    parse(trt, proto, _log(trt))
+    return (f"tensorrt_rtx {trt.__version__} parses the graph; the board's own version decides",)
+
+
+def compile_engine(trt: ModuleType, proto: onnx.ModelProto, job: Job, ranges: Shapes) -> bytes:
+    """The bytes of an engine, without TF32.
 
     Raises:
         BuildError: the parser or the builder refuses; nodes are named where they are known.
@@ -163,11 +197,7 @@ def compile_engine(trt: ModuleType, proto: onnx.ModelProto, job: Job, path: Path
     from edgekit.backends._emitted import nodes_in
 
     log = _log(trt)
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse(proto.SerializeToString()):
-        raise _refused([parser.get_error(i) for i in range(parser.num_errors)], trt)
+    builder, network = parse(trt, proto, log)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     _aim(trt, config, compute_capability(job))
@@ -184,9 +214,14 @@ def compile_engine(trt: ModuleType, proto: onnx.ModelProto, job: Job, path: Path
         raise BuildError(
             f"TensorRT parsed the model but cannot build it for {job.target.name}{named}: {message}", stopped
         )
-    part = path.with_suffix(".part")
-    part.write_bytes(engine)
-    part.rename(path)
+    return bytes(engine)
+
+
+def _written(path: Path, content: bytes) -> Path:
+    """The file, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    return part.rename(path)
 
 
 def _aim(trt: ModuleType, config: Any, compute: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ class Runner:
     """One compiled model and one request, for exactly `batch` samples a call."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any], threads: int, batch: int) -> None:
+        # openvino imports a package that reports usage, if it is there; without it it takes a stub of its own.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         try:
             import openvino as ov
         except ImportError as error:
