@@ -59,7 +59,7 @@ def choose(
     if len(specs) == 1:
         return Choice(specs[candidates[0]], candidates[0])
     snr = compare(proto, list(specs.values()), held_out, progress=progress)
-    measured: dict[str, float] = {name: value for name, value in zip(specs, snr, strict=True)}
+    measured: dict[str, float] = dict(zip(specs, snr, strict=True))
     best = max(specs, key=lambda name: measured[name])
     return Choice(specs[best], best, measured)
 

@@ -28,7 +28,7 @@ FIXED: Mapping[str, tuple[float, float]] = {
 """Ranges known without calibration."""
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-UNARY = frozenset({"GlobalAveragePool", "HardSigmoid", "HardSwish", "LeakyRelu", "ReduceMean", "Sigmoid", "Tanh"})
+UNARY = frozenset({"GlobalAveragePool", "HardSigmoid", "HardSwish", "LeakyRelu", "Sigmoid", "Tanh"})
 ELEMENTWISE = frozenset({"Add", "Mul"})
 ACTIVATIONS = frozenset({"Relu", "Clip"})
 """Folded into the operator before them: clamping is what the integer grid does anyway."""
@@ -67,15 +67,6 @@ def weight_axis(node: onnx.NodeProto, rank: int) -> int | None:
     if node.op_type == "Gemm":
         return 0 if attribute(node, "transB", 0) else 1
     return 1 if rank == 2 else None
-
-
-def is_spatial_mean(node: onnx.NodeProto, view: GraphView) -> bool:
-    """Whether a ReduceMean is a global average pool over `[N, C, H, W]` (how torch exports one)."""
-    axes = attribute(node, "axes")
-    if axes is None and len(node.input) > 1:
-        value = view.constant(node.input[1])
-        axes = None if value is None else value.tolist()
-    return node.op_type == "ReduceMean" and axes is not None and sorted(axes) in ([2, 3], [-2, -1])
 
 
 @dataclass
@@ -159,8 +150,6 @@ class _Planner:
         return None if any(name in self.integer for name in operands) else "among float operators"
 
     def unary(self, node: onnx.NodeProto) -> str | None:
-        if node.op_type == "ReduceMean" and not is_spatial_mean(node, self.view):
-            return "a mean over other axes than height and width"
         return None if node.input[0] in self.integer else "among float operators"
 
     def activation(self, node: onnx.NodeProto) -> str | None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from edgekit.quant.plan import ACTIVATIONS, WEIGHTED
 from edgekit.quant.rewrite import for_onnxruntime
 from edgekit.quant.spec import Grid, PerChannel, QuantSpec, Variant
-from edgekit.quant.view import GraphView, clip_bounds
+from edgekit.quant.view import GraphView, attribute, clip_bounds, within
 from edgekit.quant.weights import quantize_bias, quantize_weight, scale_array
 
 if TYPE_CHECKING:
@@ -43,31 +43,37 @@ def emit(proto: onnx.ModelProto, spec: QuantSpec, variant: Variant, backend: str
     strange = [name for name in spec.nodes if name not in known]
     if strange:
         raise ValueError(f"the QuantSpec belongs to another graph: it has no node {strange[0]!r}")
-    if backend == "onnxruntime":
-        spec = for_onnxruntime(copy, spec, variant)
-    _Emitter(copy, spec, variant, backend).run()
+    direct: frozenset[str] = frozenset()
+    if backend == "onnxruntime" and variant != "symmetric":
+        spec, direct = for_onnxruntime(copy, spec)
+    _Emitter(copy, spec, variant, backend, direct).run()
     return copy
 
 
 class _Emitter:
-    """Changes one private copy of a graph."""
+    """Changes one private copy of a graph. `direct` names operators that work on the integers themselves."""
 
-    def __init__(self, proto: onnx.ModelProto, spec: QuantSpec, variant: Variant, backend: str) -> None:
+    def __init__(
+        self, proto: onnx.ModelProto, spec: QuantSpec, variant: Variant, backend: str, direct: frozenset[str]
+    ) -> None:
         self.graph = proto.graph
         self.spec = spec
         self.variant = variant
         self.backend = backend
+        self.direct = direct
         self.view = GraphView(proto.graph)
         self.active = {name for name in spec.nodes if spec.is_float(name, backend) is None}
         self.before: dict[str, list[onnx.NodeProto]] = {}
         self.after: dict[str, list[onnx.NodeProto]] = {}
         self.first: list[onnx.NodeProto] = []
         self.added: set[str] = set()
+        self.source: dict[str, str] = {}
 
     def run(self) -> None:
         """Activations that the grid absorbs go, then activations, weights and biases get their Q/DQ."""
         if self.variant != "symmetric":
             self.drop_absorbed()
+        clamps = [(node, node.input[0]) for node in self.graph.node if node.name in self.direct]
         for name in self.spec.tensors:
             if self.view.is_constant(name):
                 self.constant(name)
@@ -76,6 +82,8 @@ class _Emitter:
         for node in self.graph.node:
             if node.op_type in WEIGHTED and node.name in self.spec.nodes:
                 self.weight(node)
+        for node, source in clamps:
+            self.on_integers(node, source)
         nodes = list(self.first)
         for node in self.graph.node:
             nodes += [*self.before.get(node.name, ()), node, *self.after.get(node.name, ())]
@@ -131,16 +139,15 @@ class _Emitter:
         """Quantize and dequantize `tensor` where it is made; the float original lives on only for float readers."""
         producer = self.view.producer.get(tensor)
         if self.is_active(producer) and producer is not None:
-            raw = f"{tensor}/float"
+            direct = producer.name in self.direct
+            raw = f"{tensor}/quantized" if direct else f"{tensor}/float"
             producer.output[list(producer.output).index(tensor)] = raw
-            self.after.setdefault(producer.name, []).extend(self.pair(raw, tensor, tensor))
+            nodes = self.pair(raw, tensor, tensor)
+            self.after.setdefault(producer.name, []).extend(nodes[1:] if direct else nodes)
             return
         dequantized = f"{tensor}/dequantized"
-        for node in self.view.consumers[tensor]:
-            if self.is_active(node):
-                for i, name in enumerate(node.input):
-                    if name == tensor:
-                        node.input[i] = dequantized
+        self.source[dequantized] = tensor
+        self.rewire(tensor, dequantized)
         nodes = self.pair(tensor, tensor, dequantized)
         if producer is None:
             self.first.extend(nodes)
@@ -162,19 +169,48 @@ class _Emitter:
 
     def constant(self, tensor: str) -> None:
         """A constant operand of an Add, Mul or Concat: 8-bit like an activation. TensorRT takes it in float."""
-        readers = [node for node in self.view.consumers[tensor] if self.is_active(node)]
         value = self.view.constant(tensor)
-        if self.variant == "symmetric" or not readers or value is None:
+        if self.variant == "symmetric" or value is None:
             return
         grid = self.grid(tensor)
         integers = np.clip(np.rint(value / np.float32(grid.scale)) + grid.zero_point, grid.low, grid.high)
         scale = np.asarray(grid.scale, np.float32)
         zero = np.asarray(grid.zero_point, np.uint8)
-        result = self.dequantize(tensor, integers.astype(np.uint8), scale, zero, None)
-        for node in readers:
-            for i, name in enumerate(node.input):
-                if name == tensor:
-                    node.input[i] = result
+        if any(self.is_active(node) for node in self.view.consumers[tensor]):
+            self.rewire(tensor, self.dequantize(tensor, integers.astype(np.uint8), scale, zero, None))
+
+    def rewire(self, tensor: str, result: str) -> None:
+        """Let the integer readers of `tensor` read `result`."""
+        for node in self.view.consumers[tensor]:
+            if self.is_active(node):
+                for i, name in enumerate(node.input):
+                    if name == tensor:
+                        node.input[i] = result
+
+    def on_integers(self, node: onnx.NodeProto, source: str) -> None:
+        """Let an operator read the integers of `source`; what it gives are those of its output's grid."""
+        node.input[0] = f"{source}/quantized"
+        if node.op_type == "Pad":
+            if attribute(node, "mode", b"constant") == b"constant":
+                while len(node.input) < 3:
+                    node.input.append("")
+                node.input[2] = f"{source}/zero_point"
+            return
+        if node.op_type == "HardSigmoid":
+            bounds: tuple[float, float] | None = (0.0, 1.0)
+        else:
+            bounds = clip_bounds(node, self.view)
+        assert bounds is not None  # a clamp has constant bounds, or it would not be here
+        grid = self.grid(node.output[0].removesuffix("/quantized"))
+        limits = [np.clip(np.rint(bound / grid.scale) + grid.zero_point, 0, 255).astype(np.uint8) for bound in bounds]
+        names = [
+            self.add(f"{node.name}/{end}", np.asarray(limit))
+            for end, limit in zip(("low", "high"), limits, strict=True)
+        ]
+        del node.attribute[:]
+        del node.input[1:]
+        node.input.extend(names)
+        node.op_type = "Clip"
 
     def weight(self, node: onnx.NodeProto) -> None:
         """Weights of an operator, and its bias where the backend wants that in 32 bits."""
@@ -187,7 +223,7 @@ class _Emitter:
         integers = quantize_weight(value, scales, self.variant)
         node.input[1] = self.dequantize(name, integers, steps, np.zeros(steps.shape, np.int8), axis)
         has_bias = len(node.input) > 2 and bool(node.input[2])
-        source = node.input[0].removesuffix("/dequantized")
+        source = self.source.get(node.input[0], node.input[0])
         if self.backend != "onnxruntime" or not self.is_active(node) or not has_bias or source not in self.spec.tensors:
             return
         bias = self.view.constant(node.input[2])
@@ -232,19 +268,16 @@ class _Emitter:
         return name
 
     def clean(self) -> None:
-        """Drop float weights that nothing reads any more, and shapes of tensors that are gone."""
+        """Drop float weights and DequantizeLinear that nothing reads any more, and shapes, which are out of date."""
+        used = {name for node in self.graph.node for name in node.input} | {item.name for item in self.graph.output}
+        for i in reversed(range(len(self.graph.node))):
+            node = self.graph.node[i]
+            if node.op_type == "DequantizeLinear" and node.output[0] not in used:
+                del self.graph.node[i]
         used = {name for node in self.graph.node for name in node.input} | {item.name for item in self.graph.output}
         del self.graph.value_info[:]
-        for items in (self.graph.initializer,):
-            made = used | {name for node in self.graph.node for name in node.output}
-            stale = [i for i, item in enumerate(items) if item.name not in made]
-            for i in reversed(stale):
-                del items[i]
+        for i in reversed(range(len(self.graph.initializer))):
+            if self.graph.initializer[i].name not in used:
+                del self.graph.initializer[i]
         for i in reversed([i for i, item in enumerate(self.graph.input) if item.name in self.view.initializers]):
             del self.graph.input[i]
-
-
-def within(grid: Grid, bounds: tuple[float, float]) -> bool:
-    """Whether every value of the grid lies inside `bounds`, to half a step."""
-    low, high = grid.scale * (grid.low - grid.zero_point), grid.scale * (grid.high - grid.zero_point)
-    return low >= bounds[0] - grid.scale / 2 and high <= bounds[1] + grid.scale / 2

@@ -1,42 +1,135 @@
-"""Rewrites of a graph and its QuantSpec into forms that a runtime has integer kernels for."""
+"""Rewrites of a graph and its QuantSpec into forms that ONNX Runtime has 8-bit kernels for."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekit.quant.plan import is_spatial_mean
-from edgekit.quant.spec import QuantSpec, Variant
-from edgekit.quant.view import GraphView, attribute
+from edgekit.quant.plan import ACTIVATIONS
+from edgekit.quant.spec import Grid, QuantSpec, Range
+from edgekit.quant.view import GraphView, attribute, clip_bounds, within
 
 if TYPE_CHECKING:
     import onnx
 
-
-def for_onnxruntime(proto: onnx.ModelProto, spec: QuantSpec, variant: Variant) -> QuantSpec:
-    """Change `proto` into operators that ONNX Runtime fuses with their Q/DQ; the spec that fits it."""
-    return _means(proto, spec)
+BACKEND = "onnxruntime"
 
 
-def _means(proto: onnx.ModelProto, spec: QuantSpec) -> QuantSpec:
-    """A ReduceMean over height and width becomes GlobalAveragePool, which has an 8-bit kernel."""
-    import onnx
+def for_onnxruntime(proto: onnx.ModelProto, spec: QuantSpec) -> tuple[QuantSpec, frozenset[str]]:
+    """Change `proto` into operators that ONNX Runtime fuses with their Q/DQ.
 
-    view = GraphView(proto.graph)
-    nodes: list[onnx.NodeProto] = []
-    names, tensors = list(spec.nodes), dict(spec.tensors)
-    for node in view.nodes:
-        if node.name not in spec.nodes or not is_spatial_mean(node, view):
-            nodes.append(node)
-            continue
-        if attribute(node, "keepdims", 1):
-            nodes.append(onnx.helper.make_node("GlobalAveragePool", node.input[:1], node.output, name=node.name))
-            continue
-        pooled = f"{node.output[0]}/pooled"
-        nodes.append(onnx.helper.make_node("GlobalAveragePool", node.input[:1], [pooled], name=node.name))
-        nodes.append(onnx.helper.make_node("Flatten", [pooled], node.output, name=pooled, axis=1))
-        names.append(pooled)
-        tensors[pooled] = tensors[node.output[0]]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del proto.graph.node[:]
-    proto.graph.node.extend(copies)
-    return spec.model_copy(update={"nodes": tuple(names), "tensors": tensors})
+    Returns the spec that fits it, and the names of operators that work on the integers themselves: Pad, clamps that
+    the grid of their output does not absorb, and HardSigmoid, which is a clamp once its input's grid is chosen for it.
+    """
+    work = _Rewriter(proto.graph, spec)
+    work.hard_swishes()
+    direct = work.hard_sigmoids() | work.clamps() | work.pads()
+    done = spec.model_copy(update={"nodes": tuple(work.nodes), "tensors": work.tensors, "keep_float": work.keep_float})
+    return done, frozenset(direct)
+
+
+class _Rewriter:
+    """Changes one private copy of a graph; `nodes`, `tensors` and `keep_float` are those of the new spec."""
+
+    def __init__(self, graph: onnx.GraphProto, spec: QuantSpec) -> None:
+        self.graph = graph
+        self.spec = spec
+        self.nodes = dict.fromkeys(spec.nodes)
+        self.tensors = dict(spec.tensors)
+        self.keep_float = {backend: dict(reasons) for backend, reasons in spec.keep_float.items()}
+        self.view = GraphView(graph)
+
+    def replace(self, node: onnx.NodeProto, *others: onnx.NodeProto) -> None:
+        index = next(i for i, one in enumerate(self.graph.node) if one.name == node.name)
+        del self.graph.node[index]
+        for other in reversed(others):
+            self.graph.node.insert(index, other)
+        self.view = GraphView(self.graph)
+
+    def active(self, *kinds: str) -> list[onnx.NodeProto]:
+        """Quantized operators of these kinds that nothing but the lack of a kernel keeps float."""
+        by_user = self.keep_float.get("*", {})
+        found = [node for node in self.view.nodes if node.op_type in kinds and node.name in self.nodes]
+        return [node for node in found if node.name not in by_user]
+
+    def hard_swishes(self) -> None:
+        """`x * HardSigmoid(x)`, written out, where `hard_sigmoids` can then serve it."""
+        import onnx
+
+        for node in self.active("HardSwish"):
+            source, result = node.input[0], node.output[0]
+            if self.view.only_consumer(source) is None or not self.free(source):
+                continue
+            gate = f"{node.name}/gate"
+            self.replace(
+                node,
+                onnx.helper.make_node("HardSigmoid", [source], [gate], name=gate, alpha=1 / 6, beta=0.5),
+                onnx.helper.make_node("Mul", [source, gate], [result], name=node.name),
+            )
+            self.nodes[gate] = None
+            self.tensors[gate] = Range(low=0, high=1, calibrator="fixed", fixed=True)
+            self.keep_float.get(BACKEND, {}).pop(node.name, None)
+
+    def free(self, tensor: str) -> bool:
+        """Whether the range of an activation concerns nobody but its readers."""
+        tied = any(tensor in group for group in self.spec.ties)
+        return tensor in self.tensors and tensor not in self.view.outputs and not tied
+
+    def hard_sigmoids(self) -> set[str]:
+        """Give the input of a HardSigmoid a grid that starts where the output leaves zero.
+
+        With `q = 0` at `x = -beta / alpha`, `alpha * x + beta` is `alpha * scale * q`: the same integers with another
+        scale, clamped at one. What lies below does not matter to `x * HardSigmoid(x)` either: it is zero.
+        """
+        done: set[str] = set()
+        for node in self.active("HardSigmoid"):
+            source, gate = node.input[0], node.output[0]
+            alpha, beta = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
+            if alpha <= 0 or beta <= 0 or not self.free(source) or not self.free(gate):
+                continue
+            if not all(self.scales(reader, source, gate) for reader in self.view.consumers[source]):
+                continue
+            low = -beta / alpha
+            swish = len(self.view.consumers[source]) > 1
+            # Beyond the upper knee a plain HardSigmoid saturates, and so may the grid.
+            high = max(self.tensors[source].high, -low / 8) if swish else (1 - beta) / alpha
+            zero_point = max(1, int(-low * 255 / (high - low)))
+            step = -low / zero_point
+            who = f"{self.tensors[source].calibrator}, fitted to HardSigmoid"
+            self.tensors[source] = Range(low=low, high=low + 255 * step, calibrator=who)
+            self.tensors[gate] = Range(low=0.0, high=255 * step * alpha, calibrator="fixed", fixed=True)
+            self.keep_float.get(BACKEND, {}).pop(node.name, None)
+            done.add(node.name)
+        return done
+
+    def scales(self, reader: onnx.NodeProto, source: str, gate: str) -> bool:
+        """Whether a reader of `source` is its HardSigmoid, or multiplies it with that."""
+        return gate in reader.output or (reader.op_type == "Mul" and set(reader.input) == {source, gate})
+
+    def clamps(self) -> set[str]:
+        """A Relu or Clip that its output's grid does not absorb clamps the integers of one grid for both sides."""
+        done: set[str] = set()
+        for node in self.active(*ACTIVATIONS):
+            bounds = clip_bounds(node, self.view)
+            source, result = node.input[0], node.output[0]
+            if bounds is None:
+                continue
+            if source not in self.tensors:
+                if within(self.grid(result), bounds):
+                    continue
+                self.tensors[source] = self.tensors[result]
+                done.add(node.name)
+                continue
+            group = next((group for group in self.spec.ties if result in group), (result,))
+            own, other = self.tensors[source], self.tensors[result]
+            if source in group or min(own.low, 0.0) > other.low or max(own.high, 0.0) < other.high:
+                continue
+            self.tensors.update(dict.fromkeys((name for name in group if name in self.tensors), own))
+            done.add(node.name)
+        return done
+
+    def grid(self, tensor: str) -> Grid:
+        return self.spec.model_copy(update={"tensors": self.tensors}).grid(tensor, "affine")
+
+    def pads(self) -> set[str]:
+        """Pad has an 8-bit kernel that no fusion finds."""
+        return {n.name for n in self.active("Pad") if self.grid(n.input[0]) == self.grid(n.output[0])}

@@ -11,6 +11,8 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import onnx
 
+    from edgekit.quant.spec import Grid
+
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     """The value of an attribute, or `default`."""
@@ -77,3 +79,9 @@ def clip_bounds(node: onnx.NodeProto, view: GraphView) -> tuple[float, float] | 
                 return None
             bounds[i] = float(value.reshape(-1)[0])
     return bounds[0], bounds[1]
+
+
+def within(grid: Grid, bounds: tuple[float, float]) -> bool:
+    """Whether every value of the grid lies inside `bounds`, to half a step."""
+    low, high = grid.scale * (grid.low - grid.zero_point), grid.scale * (grid.high - grid.zero_point)
+    return low >= bounds[0] - grid.scale / 2 and high <= bounds[1] + grid.scale / 2
