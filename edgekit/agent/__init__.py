@@ -1,0 +1,1 @@
+"""What travels inside a bundle: standard library, numpy and one runtime; nothing of edgekit is imported."""

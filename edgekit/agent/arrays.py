@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -22,14 +24,38 @@ def read(path: str, names: Sequence[str]) -> list[Any]:
                 raise usage(
                     f"{path}: the model has the inputs {', '.join(names)}: give an .npz with one array for each"
                 )
-            return [np.load(path, mmap_mode="r", allow_pickle=False)]
+            return [Rows(path)]
         with np.load(path, allow_pickle=False) as arrays:
             absent = [name for name in names if name not in arrays.files]
             if absent and not (len(names) == 1 and len(arrays.files) == 1):
                 raise usage(f"{path} holds {', '.join(arrays.files)}: it lacks the input {', '.join(absent)}")
             return [arrays[name if not absent else arrays.files[0]] for name in names]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise
         raise usage(f"cannot read {path}: {error}") from error
+
+
+class Rows:
+    """The samples of a .npy, read from the file when they are asked for and forgotten after: memory stays flat."""
+
+    def __init__(self, path: str) -> None:
+        whole = np.load(path, mmap_mode="r", allow_pickle=False)
+        self.shape, self.dtype, self.ndim = whole.shape, whole.dtype, whole.ndim
+        self._path, self._offset, self._row_bytes = path, whole.offset, whole[:1].nbytes if whole.ndim else 0
+        self._whole = whole if whole.ndim > 1 and not whole.flags.c_contiguous else None
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, part: slice) -> Any:
+        """Samples `start` to `stop` as an array of their own."""
+        if self._whole is not None:
+            return np.array(self._whole[part])
+        start, stop, _ = part.indices(len(self))
+        place = self._offset + start * self._row_bytes
+        shape = (stop - start, *self.shape[1:])
+        return np.array(np.memmap(self._path, self.dtype, "r", place, shape))
 
 
 class Writer:
@@ -52,7 +78,7 @@ class Writer:
     def add(self, outputs: Sequence[Any]) -> None:
         """Append one chunk: arrays `[n, ...]`, one an output."""
         if not self.files:
-            self.files = [open(self._part(i), "wb") for i in range(len(self.names))]
+            self.files = [open(self._part(i), "wb") for i in range(len(self.names))]  # noqa: SIM115  (see close)
             for file, array in zip(self.files, outputs):
                 header = np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(array))
                 np.lib.format.write_array_header_1_0(file, {**header, "shape": (self.samples, *array.shape[1:])})
@@ -77,7 +103,9 @@ class Writer:
     def close(self) -> None:
         """Remove what is left of the temporary files."""
         for file in self.files:
-            file.close()
+            # Closing writes what is left: on a full disk it fails once more, and the first error is the one to tell.
+            with contextlib.suppress(OSError):
+                file.close()
         shutil.rmtree(self.folder)
 
     def _part(self, index: int) -> str:

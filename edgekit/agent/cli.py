@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import output
-from .failures import DEVICE, INTERNAL, INTERRUPTED, MISMATCH, MISSING_RUNTIME, USAGE, Failure, missing
+from .failures import DEVICE, INTERNAL, INTERRUPTED, MISMATCH, MISSING_RUNTIME, NO_FILE, USAGE, Failure, missing
 
 
 def main(path: str, argv: Sequence[str]) -> int:
@@ -30,7 +30,9 @@ def main(path: str, argv: Sequence[str]) -> int:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _fail(DEVICE, f"the disk is full: {error}")
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EPERM):
+        if error.errno == errno.ENOMEM:
+            return _fail(DEVICE, f"out of memory: {error}")
+        if error.errno in NO_FILE:
             return _fail(USAGE, str(error))
         return _fail(INTERNAL, traceback.format_exc())
     except Exception:  # the last resort: a bug, told whole
@@ -50,7 +52,7 @@ def _command(path: str, argv: Sequence[str]) -> int:
     except SystemExit as stop:  # argparse's own: 2 for an error, 0 after --help
         return int(stop.code or 0)
     try:
-        import numpy
+        import numpy  # noqa: F401
     except ImportError as error:
         raise missing("numpy", "running a bundle", error) from error
     from .unpack import Archive

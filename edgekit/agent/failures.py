@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+
 MISMATCH, USAGE, DEVICE, MISSING_RUNTIME, INTEGRITY, INTERNAL, INTERRUPTED = 1, 2, 5, 6, 8, 70, 130
 
+NO_FILE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+"""System errors that mean a path which cannot be used as it is."""
 
-class Failure(Exception):
+
+class Failure(Exception):  # noqa: N818
     """One clear message for the user, and the code to exit with."""
 
     def __init__(self, code: int, message: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import arrays, output
+from . import arrays, output, state
 from .failures import USAGE, Failure, usage
 from .preprocess import check, preprocess
 
@@ -67,7 +67,7 @@ class Samples:
         return [self._prepared(source, entry, start, size) for source, entry in zip(self.sources, self.entries)]
 
     def _prepared(self, source: Any, entry: dict[str, Any], start: int, size: int) -> Any:
-        part = np.array(source[start : start + size])
+        part = np.asarray(source[start : start + size])
         if not ready(source, entry):
             s = self.settings
             part = preprocess(part, s["scale"], s["offset"], s["layout"], s["to"]).astype(entry["dtype"], copy=False)
@@ -118,12 +118,12 @@ def run(archive: Any, inputs: str, outputs: str, threads: int, batch: int, progr
         writer.finish()
     finally:
         writer.close()
-    seconds = time.perf_counter() - started
     return {
         "samples": samples.count,
         "batch": size,
         "threads": threads,
-        "seconds": seconds,
+        "seconds": time.perf_counter() - started,
+        "peak_rss_bytes": state.peak_rss()[0],
         "versions": runner.versions,
     }
 

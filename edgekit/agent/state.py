@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 WANTED_FEATURES = (
-    "sse4_2 avx avx2 fma f16c avx512f avx512_vnni avx_vnni avx512_bf16 amx_int8 "
-    "asimd fphp asimdhp asimddp i8mm bf16 sve sve2"
-).split()
+    *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8"),
+    *("asimd", "fphp", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
+)
 
 
 def read(root: str = "/") -> dict[str, Any]:
     """What moves: load, clocks, governor, temperature. `root` holds `proc` and `sys`."""
-    base, reasons = Path(root), {}  # type: Path, dict[str, str]
+    base = Path(root)
     found: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
     for name, reader in (("load_average", _load), ("governor", _governor), ("cpu_mhz", _mhz), ("temperature_c", _heat)):
         try:
             found[name] = reader(base)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .failures import INTEGRITY, Failure, usage
+from .failures import INTEGRITY, NO_FILE, Failure, usage
 
 
 def cache_folder() -> Path:
@@ -55,7 +55,9 @@ class Archive:
                 self._place(fresh, folder)
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
-        except PermissionError as error:
+        except OSError as error:
+            if error.errno not in NO_FILE:
+                raise
             raise usage(
                 f"cannot unpack to {home}: {error}. Set EDGEKIT_CACHE to a folder that can be written"
             ) from error

@@ -1,0 +1,1 @@
+"""One file a runtime; a bundle holds the one that it needs."""
