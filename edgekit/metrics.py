@@ -20,6 +20,7 @@ from edgekit.report.report import IDENTICAL_DB, ClassMetrics, Interval, Metrics,
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
+Counts = npt.NDArray[np.number]
 
 CONFIDENCE = 0.95
 RESAMPLES = 200
@@ -316,7 +317,7 @@ def _marginals(counts: npt.NDArray[np.integer]) -> tuple[Floats, Floats, Floats]
     return hits, counts.sum(axis=1).astype(np.float64), counts[:, :size].sum(axis=0).astype(np.float64)
 
 
-def _macro(hits: Floats, labelled: Floats, predicted: Floats) -> npt.NDArray[np.float64]:
+def _macro(hits: Counts, labelled: Counts, predicted: Counts) -> npt.NDArray[np.float64]:
     """`[B, classes]` counts to `[B, 3]` macro precision, recall and F1."""
     present = (labelled + predicted) > 0
     classes = np.maximum(present.sum(axis=1), 1)

@@ -14,6 +14,9 @@ import numpy.typing as npt
 from edgekit.errors import UsageError
 from edgekit.report.report import write_bytes
 
+_DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile)
+"""What numpy raises for files that are not what they should be."""
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -77,7 +80,7 @@ def read_predictions(path: Path) -> Predictions:
                 data_sha256=str(file["data_sha256"]),
                 split=str(file["split"]),
             )
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (*_DAMAGE, KeyError) as error:
         raise UsageError(f"{path}: not a predictions file ({error}). Run the recipe again.") from error
 
 
@@ -96,5 +99,5 @@ def read_samples(path: Path) -> npt.NDArray[np.float64]:
     """
     try:
         return np.asarray(np.load(path, allow_pickle=False), np.float64)
-    except (OSError, ValueError, EOFError) as error:
+    except _DAMAGE as error:
         raise UsageError(f"{path}: not a samples file ({error}). Run the recipe again.") from error

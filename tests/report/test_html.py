@@ -1,0 +1,159 @@
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from report_samples import realistic
+
+from edgekit.report import html
+from edgekit.report.charts import scale
+from edgekit.report.markup import Markup, el
+from edgekit.report.report import Report, SourceInfo
+
+EVIL = "<script>alert(1)</script>\"><img src=x onerror=alert(2)>&' </title></style>"
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed in order; collects elements, attributes and text."""
+
+    VOID = {"meta", "br", "input", "link", "col", "img"}
+
+    def __init__(self, page):
+        super().__init__(convert_charrefs=True)
+        self.open, self.elements, self.texts = [], [], []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.texts.append(data)
+
+    def count(self, tag):
+        return sum(name == tag for name, _ in self.elements)
+
+    @property
+    def text(self):
+        return "".join(self.texts)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("html")
+
+
+@pytest.fixture(scope="module")
+def report(folder):
+    return realistic(folder)
+
+
+@pytest.fixture(scope="module")
+def page(report, folder):
+    return html.render(report, html.load_samples(report, folder))
+
+
+def test_the_page_is_well_formed_and_whole(page):
+    parsed = Page(page)
+    for heading in (
+        "What ships", "Worth knowing", "Gate", "Accuracy, size and speed", "Every bundle", "Latency", "Stages",
+        "Classes before and after", "What runs in int8", "Environment",
+    ):  # fmt: skip
+        assert heading in parsed.text
+    assert parsed.elements[0] == ("html", {"lang": "en"})
+    assert parsed.count("h1") == 1
+    assert sum("hist" in (a.get("class") or "") for _, a in parsed.elements) == 9
+    assert sum(a.get("class") == "chart" for _, a in parsed.elements) == 4
+
+
+def test_every_chart_has_a_name_for_readers(page):
+    for svg in re.findall(r"<svg[^>]*>(?:<title>[^<]+</title>)?", page):
+        assert 'aria-hidden="true"' in svg or "<title>" in svg
+
+
+def test_nothing_is_loaded_from_anywhere(page):
+    policy = next(a["content"] for _, a in Page(page).elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none';")
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", page)
+    for tag, attributes in Page(page).elements:
+        assert tag not in ("img", "link", "iframe", "object", "embed", "base")
+        assert not attributes.keys() & {"src", "href", "srcset", "action", "onclick", "onload"}
+
+
+def test_coordinates_are_all_finite(page):
+    assert not re.search(r"\b(nan|inf)\b", page)
+
+
+def test_both_colour_schemes_define_the_same_names(page):
+    blocks = re.findall(r":root[^{]*\{([^}]*)\}", page)
+    names = [set(re.findall(r"(--[\w-]+):", block)) for block in blocks]
+    assert len(names) == 3
+    assert names[0] == names[1] == names[2]
+
+
+def evil_report(report):
+    text = report.model_dump(mode="json")
+
+    def spoil(value, key=None):
+        if isinstance(value, dict):
+            keys = ("config", "environment", "float_reasons", "versions", "details")
+            return {(EVIL if key in keys else k): spoil(v, k) for k, v in value.items()}
+        if isinstance(value, list):
+            return [spoil(v, key) for v in value]
+        free = ("target", "backend", "device", "name", "reason", "clause", "notes", "warnings", "ships_reason",
+                "created", "edgekit", "measured_on", "fingerprint", "backends", "invalid")  # fmt: skip
+        return EVIL if isinstance(value, str) and (key in free or key not in KEEP) else value
+
+    return Report.model_validate(spoil(text))
+
+
+KEEP = {"role", "precision", "status", "verdict", "vs", "statistic", "samples_file", "predictions_file", "bundle"}
+
+
+def test_hostile_names_stay_text(report):
+    page = html.render(evil_report(report))
+    parsed = Page(page)
+    assert parsed.count("script") == 1
+    assert parsed.count("img") == 0
+    assert "<script>alert" not in page
+    assert EVIL in parsed.text
+
+
+def test_a_report_of_almost_nothing_renders():
+    bare = Report(edgekit="0", created="now", source=SourceInfo(name="net", size_bytes=10))
+    parsed = Page(html.render(bare))
+    assert "net" in parsed.text
+    assert parsed.count("section") == 0
+
+
+def test_constant_latencies_render(report):
+    samples = {r.key: np.full(50, 0.001) for r in report.results if r.latency_s}
+    assert not re.search(r"\b(nan|inf)\b", html.render(report, samples))
+
+
+def test_elements_escape_text_and_attributes():
+    assert el("a", "<", Markup("<b>"), None, 3, class_='"', hidden=True, title=None) == (
+        '<a class="&quot;" hidden>&lt;<b>3</a>'
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "log", "ticks"),
+    [
+        ([1, 2], False, [1.0, 1.2, 1.4, 1.6, 1.8, 2.0]),
+        ([0.001, 0.1], True, [0.001, 0.003, 0.01, 0.03, 0.1]),
+        ([5, 5], False, [4.8, 4.9, 5.0, 5.1, 5.2]),
+    ],
+)
+def test_scales_cover_their_values_with_round_ticks(values, log, ticks):
+    across = scale(values)
+    assert across.log == log
+    assert all(0 < across.at(v) < 1 for v in values)
+    assert across.ticks() == pytest.approx(ticks)

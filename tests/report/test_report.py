@@ -1,0 +1,185 @@
+import json
+import re
+
+import numpy as np
+import pytest
+from report_samples import N, realistic
+
+from edgekit.errors import UsageError
+from edgekit.report import markdown, terminal, words
+from edgekit.report.predictions import Predictions, read_predictions, read_samples, write_predictions, write_samples
+from edgekit.report.report import (
+    IDENTICAL_DB,
+    DeviceInfo,
+    Metrics,
+    Report,
+    Result,
+    SourceInfo,
+    StageInfo,
+    read_report,
+    write_report,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("report")
+
+
+@pytest.fixture(scope="module")
+def report(folder):
+    return realistic(folder)
+
+
+def test_round_trip(report, tmp_path):
+    path = tmp_path / "report.json"
+    write_report(report, path)
+    assert read_report(path) == report
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_json_holds_what_is_promised(report):
+    data = json.loads(json.dumps(report.model_dump(mode="json"), allow_nan=False))
+    assert data["schema_version"] == 1
+    assert {"size_bytes", "macs", "parameters", "metrics"} <= data["source"].keys()
+    assert {"name", "config", "seconds", "snr_db", "metrics"} <= data["stages"][0].keys()
+    promised = (
+        "target backend precision role status reason measured_on device bundle size_bytes bundle_bytes "
+        "predictions_file metrics latency_s paired load_s first_inference_s peak_rss_bytes int8_nodes float_nodes "
+        "agreement snr_db ships"
+    )
+    result = data["results"][2]
+    assert set(promised.split()) <= result.keys()
+    assert {"name", "fingerprint", "threads"} <= result["device"].keys()
+    assert result["metrics"]["accuracy"].keys() == {"value", "low", "high", "n"}
+    assert {"precision", "recall", "f1", "loss"} <= result["metrics"].keys()
+    assert {"p50", "p90", "n", "samples_file"} <= result["latency_s"].keys()
+    assert result["latency_s"]["p50"].keys() == {"value", "low", "high"}
+    assert result["paired"][0].keys() == {"vs", "statistic", "ratio", "low", "high", "rounds", "samples_file"}
+    assert {"clause", "target", "backend", "verdict", "observed", "limit", "reason"} <= data["gate"][0].keys()
+    assert data["gate"][0]["observed"].keys() == {"value", "low", "high", "unit", "n"}
+    assert data["exit_code"] == 7
+
+
+def test_no_number_is_ever_nan(tmp_path):
+    odd = Report(
+        edgekit="0",
+        created="now",
+        source=SourceInfo(name="net", size_bytes=1, metrics=Metrics(loss=float("nan"))),
+        stages=(
+            StageInfo(name="prune", seconds=1.0, snr_db=float("inf"), metrics={"loss": float("nan"), "top1": 1.0}),
+        ),
+    )
+    assert odd.source.metrics.loss is None
+    assert odd.stages[0].snr_db == IDENTICAL_DB
+    assert odd.stages[0].metrics == {"top1": 1.0}
+    write_report(odd, tmp_path / "report.json")
+    assert not re.search("NaN|Infinity", (tmp_path / "report.json").read_text())
+    with pytest.raises(ValueError, match="finite number"):
+        StageInfo(name="prune", seconds=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot be read: No such file"),
+        ("{", "not valid JSON"),
+        ("[]", "schema_version is None"),
+        ('{"schema_version": 99}', "schema_version is 99, this edgekit reads 1"),
+        ('{"schema_version": 1}', "edgekit: Field required"),
+        (b"\xff\xfe", "not valid JSON"),
+    ],
+)
+def test_a_broken_report_is_one_clear_error(tmp_path, text, message):
+    path = tmp_path / "report.json"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UsageError, match=message):
+        read_report(path)
+
+
+def test_nothing_is_left_behind_where_writing_fails(report, tmp_path):
+    (tmp_path / "report.json").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_report(report, tmp_path / "report.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_device_details_are_kept():
+    device = DeviceInfo.of({"name": "local", "fingerprint": "f", "cores": 2}, threads=1)
+    assert (device.name, device.threads, device.details) == ("local", 1, {"cores": 2})
+
+
+def test_predictions_round_trip(folder, tmp_path):
+    kept = read_predictions(folder / "x86-64-openvino-float.npz")
+    assert len(kept) == N
+    write_predictions(kept, tmp_path / "again.npz")
+    again = read_predictions(tmp_path / "again.npz")
+    assert again.same_samples(kept)
+    np.testing.assert_array_equal(again.top, kept.top)
+    np.testing.assert_array_equal(again.loss, kept.loss)
+    np.testing.assert_array_equal(again.labels, kept.labels)
+
+
+def test_unlabelled_predictions_round_trip(tmp_path):
+    bare = Predictions(("a", "b"), None, np.zeros((2, 1), np.int32), None, "d", "test")
+    write_predictions(bare, tmp_path / "p.npz")
+    again = read_predictions(tmp_path / "p.npz")
+    assert again.labels is None
+    assert again.loss is None
+    with pytest.raises(UsageError, match="no labels"):
+        again.correct()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"text"])
+def test_broken_files_are_usage_errors(tmp_path, content):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="not a predictions file"):
+        read_predictions(path)
+    with pytest.raises(UsageError, match="not a samples file"):
+        read_samples(path)
+
+
+def test_pickled_files_are_never_loaded(tmp_path):
+    np.save(tmp_path / "bad.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(UsageError, match="not a samples file"):
+        read_samples(tmp_path / "bad.npy")
+
+
+def test_samples_round_trip(tmp_path):
+    rounds = np.random.default_rng(0).random((20, 4))
+    write_samples(rounds, tmp_path / "pairs.npy")
+    np.testing.assert_array_equal(read_samples(tmp_path / "pairs.npy"), rounds)
+
+
+def test_the_terminal_table_fits_a_hundred_columns_without_colour(report):
+    shown = terminal.text(report)
+    assert max(map(len, shown.splitlines())) <= 100
+    assert "\x1b" not in shown
+    assert "…" not in shown
+    assert re.search(r"\* quantized int8  571 kB 93\.\d\d ±0\.49 .* 41/45", shown)
+    assert "x raspberry-pi-5, litert quantized int8 failed: LiteRT has no operator" in shown
+    assert "! x86-64, litert: float fp32 ships: int8 is not shown faster than float" in shown
+    assert shown.splitlines()[-1].startswith("Build failed: 13 of 15 judgements pass, 1 fail, 1 warn; 6 bundles")
+
+
+def test_markup_of_the_terminal_in_names_is_shown_as_it_is(report):
+    hostile = report.model_copy(update={"warnings": ("[bold red]not markup[/]",)})
+    assert "! [bold red]not markup[/]" in terminal.text(hostile)
+
+
+def test_markdown_has_a_row_a_bundle_and_leaves_no_markup_in_names(report):
+    source = report.source.model_copy(update={"name": "<b>|x*"})
+    shown = markdown.render(report.model_copy(update={"source": source}))
+    assert shown.startswith("## &lt;b&gt;\\|x\\*: Build failed\n")
+    assert sum(line.startswith("| x86-64 |") for line in shown.splitlines()) == 3
+
+
+def test_a_report_of_almost_nothing_renders(report):
+    bare = Report(edgekit="0", created="now", source=SourceInfo(name="net", size_bytes=10))
+    assert words.outcome(bare) == "Done"
+    assert "net as it came: 0.01 kB" in terminal.text(bare)
+    assert "## net: Done" in markdown.render(bare)
+    failed = Result(target="t", backend="b", precision="fp32", role="float", status="failed", reason="why")
+    assert "t, b float fp32 failed: why" in terminal.text(bare.model_copy(update={"results": (failed,)}))

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+
+from edgekit import ships
+from edgekit.report.predictions import Predictions
+from edgekit.report.report import Interval, Metrics, Paired, Result
+
+MAX_DROP = 0.005
+
+
+def result(role, accuracy=0.93, ratio=None, **more):
+    pairs = ratio and [Paired(vs="float", statistic="p50", ratio=ratio, low=ratio - 0.05, high=ratio + 0.05, rounds=20)]
+    scored = accuracy and Metrics(accuracy=Interval(value=accuracy, low=accuracy - 0.01, high=accuracy + 0.01, n=1000))
+    base = {
+        "target": "pc", "backend": "openvino", "precision": "int8" if role == "quantized" else "fp32", "role": role,
+        "status": "measured", "paired": pairs or (), "metrics": scored,
+    }  # fmt: skip
+    return Result(**{**base, **more})
+
+
+def choose(*results, **more):
+    return ships.choose_ships(results, MAX_DROP, **more)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "accuracy", "role"),
+    [(0.5, 0.93, "quantized"), (0.94, 0.926, "quantized"), (0.96, 0.93, "float"), (1.2, 0.93, "float"),
+     (0.5, 0.92, "float"), (0.5, 0.925, "quantized"), (None, 0.93, "float")],
+)  # fmt: skip
+def test_quantized_ships_if_shown_faster_and_near(ratio, accuracy, role):
+    found = choose(result("reference"), result("float"), result("quantized", accuracy, ratio))
+    assert found.result.role == role
+    assert found.helped == (role == "quantized")
+    assert found.verified
+
+
+def test_every_reason_against_is_named():
+    found = choose(result("float"), result("quantized", 0.91, 1.1))
+    assert "not shown faster than float (1.100x [1.050, 1.150] the time" in found.reason
+    assert "loses 2.00 pp of accuracy against float (max_drop is 0.50 pp)" in found.reason
+
+
+def test_a_drop_is_told_with_its_interval_where_predictions_are_kept():
+    def load(name):
+        top = np.zeros((1000, 1), np.int32)
+        top[: int(name)] = 1
+        ids = tuple(map(str, range(1000)))
+        return Predictions(ids, np.zeros(1000, np.int64), top, None, "d", "test")
+
+    pair = [result("float", 0.93, predictions_file="70"), result("quantized", 0.92, 0.5, predictions_file="80")]
+    assert "loses 1.00 pp [0." in choose(*pair, predictions=load).reason
+
+
+@pytest.mark.parametrize("status", ["built", "emitted"])
+def test_untimed_quantized_ships_and_says_that_it_is_unverified(status):
+    found = choose(result("float", None, status=status), result("quantized", None, status=status))
+    assert (found.result.role, found.verified, found.helped) == ("quantized", False, True)
+    assert "(unverified)" in found.reason
+
+
+def test_invalid_timings_do_not_show_anything():
+    found = choose(result("float"), result("quantized", 0.93, 0.5, invalid="throttled"))
+    assert found.result.role == "float"
+    assert "throttled" in found.reason
+
+
+def test_a_failed_quantized_build_leaves_float_and_a_failed_float_the_reference():
+    failed = result("quantized", status="failed", reason="no operator Foo")
+    found = choose(result("reference"), result("float"), failed)
+    assert (found.result.role, found.helped) == ("float", False)
+    assert "no operator Foo" in found.reason
+    found = choose(result("reference"), result("float", status="failed"), failed)
+    assert found.result.role == "reference"
+    assert choose(failed).result is None
+
+
+def test_without_a_quantize_stage_float_ships_without_a_warning():
+    results, warnings = ships.mark_ships([result("reference"), result("float")], MAX_DROP)
+    assert [r.ships for r in results] == [False, True]
+    assert warnings == ()
+
+
+def test_one_bundle_ships_for_each_target_and_backend():
+    pairs = [("pc", "openvino", 0.5), ("pc", "litert", 1.5), ("board", "litert", 0.5)]
+    results = [
+        result(role, ratio=ratio if role == "quantized" else None, target=target, backend=backend)
+        for target, backend, ratio in pairs
+        for role in ("reference", "float", "quantized")
+    ]
+    marked, warnings = ships.mark_ships(results, MAX_DROP)
+    shipped = [(r.target, r.backend, r.role) for r in marked if r.ships]
+    assert shipped == [("pc", "openvino", "quantized"), ("pc", "litert", "float"), ("board", "litert", "quantized")]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("pc, litert: float fp32 ships: int8 is not shown faster than float")
