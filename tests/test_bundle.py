@@ -110,7 +110,7 @@ def test_a_name_that_stands_twice_is_refused(bundle: Bundle, tmp_path: Path) -> 
 
 def test_a_member_that_was_exchanged_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     changed = [(name, b"other" if name == "model/model.onnx" else content) for name, content in members(bundle)]
-    with pytest.raises(IntegrityError, match="'model/model.onnx' is not what the manifest says"):
+    with pytest.raises(IntegrityError, match=r"'model/model.onnx' is not what the manifest says"):
         open_bundle(reseal(tmp_path / "evil.edge", changed))
 
 

@@ -113,8 +113,11 @@ class Writer:
 
 
 def write_npz(path: Any, arrays: Mapping[str, Any]) -> None:
-    """A stored .npz, at a path or in an open file, with the same bytes for the same arrays. `numpy.savez` refuses some names ("file")."""
+    """A stored .npz, at a path or in an open file: the same arrays give the same bytes.
+
+    `numpy.savez` takes names as keywords, and so refuses some ("file").
+    """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as target:
         for name, array in arrays.items():
             with target.open(zipfile.ZipInfo(name + ".npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+                np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)

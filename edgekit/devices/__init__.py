@@ -49,7 +49,10 @@ class Device(Protocol):
         """`{"name", "fingerprint", ...}`: what must be equal for two measurements to be comparable."""
 
     def run(self, bundle: Bundle, inputs: Path, outputs: Path, *, on_done: Callable[[int], None] | None = None) -> Run:
-        """All samples of `inputs` (.npy, raw or preprocessed) through the bundle; results to `outputs` (.npz)."""
+        """All samples of `inputs` (.npy, raw or preprocessed) through the bundle; results to `outputs` (.npz).
+
+        `on_done` is told how many samples are done, every now and then and at the end; from another thread, perhaps.
+        """
 
     def bench(self, bundle: Bundle, *, threads: int = 1, inputs: Path | None = None) -> Bench:
         """Latency of single inferences, load time and peak memory."""

@@ -151,7 +151,6 @@ class _Process:
     def __init__(self, popen: subprocess.Popen[str], path: Path) -> None:
         self.popen, self.path = popen, path
         self.messages: list[str] = []
-        self.done = 0
         self.on_done: Callable[[int], None] | None = None
         self.reader: threading.Thread | None = None
 
@@ -165,10 +164,8 @@ class _Process:
             if not line.startswith('{"done"'):
                 self.messages.append(line)
                 continue
-            done = int(json.loads(line)["done"])
             if self.on_done:
-                self.on_done(done - self.done)
-            self.done = done
+                self.on_done(int(json.loads(line)["done"]))
 
     def result(self, accept: Sequence[int] = (0,)) -> dict[str, Any]:
         """The JSON of the last line, when the agent ended with a code in `accept`."""
@@ -180,8 +177,8 @@ class _Process:
         if self.popen.returncode not in accept or not lines:
             raise self.failure()
         found: dict[str, Any] = json.loads(lines[-1])
-        if self.on_done and "samples" in found and found["samples"] > self.done:
-            self.on_done(found["samples"] - self.done)
+        if self.on_done:
+            self.on_done(int(found["samples"]))
         return found
 
     def failure(self) -> EdgekitError:

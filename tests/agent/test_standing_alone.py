@@ -1,4 +1,4 @@
-"""The agent needs the standard library, numpy and one runtime: nothing of edgekit, and nothing newer than Python 3.9."""
+"""The agent needs the standard library, numpy and one runtime: nothing of edgekit, nothing newer than Python 3.9."""
 
 from __future__ import annotations
 
