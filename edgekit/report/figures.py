@@ -60,13 +60,16 @@ def _point(report: Report, result: Result, x: float, shown: str) -> Point:
 
 def _tradeoff(report: Report, title: str, points: Sequence[Point], axis: Axis, source: bool) -> Markup:
     chart = scatter(points, axis, Axis("accuracy", lambda v: f"{100 * v:.4g} %"), title)
-    return el("figure", el("h3", title), chart, _legend(report, {p.shape for p in points}, source))
+    return el(
+        "figure", el("h3", title), chart, _legend(report, {p.series for p in points}, {p.shape for p in points}, source)
+    )
 
 
-def _legend(report: Report, shapes: set[str], source: bool) -> Markup:
+def _legend(report: Report, series: set[int], shapes: set[str], source: bool) -> Markup:
     items = [
         _key(words.backend(name), el("rect", x=1, y=3, width=14, height=10, rx=2, fill=f"var(--s{i})"))
         for name, i in colours(report).items()
+        if i in series
     ]
     items += [
         _key(role, shape(kind, 8, 8, class_=f"mark {kind} source")) for role, kind in SHAPES.items() if kind in shapes
@@ -152,7 +155,7 @@ def _curve(stage: StageInfo, group: str, members: Sequence[str]) -> Markup:
         _key(name, el("rect", x=1, y=6, width=14, height=4, rx=2, fill=f"var(--s{i % COLOURS})"))
         for i, (name, _, _) in enumerate(series)
     ]
-    return el("figure", el("h3", f"{stage.name}: {group}"), chart, el("div", keys, class_="legend"), class_="narrow")
+    return el("figure", el("h3", f"{stage.name}: {group}"), chart, el("div", keys, class_="legend"))
 
 
 def placement(report: Report) -> Markup | None:

@@ -23,8 +23,10 @@ def load_samples(report: Report, folder: Path) -> Samples:
     return {key: read_samples(folder / file) for key, file in files.items() if file}
 
 
-def render(report: Report, samples: Samples | None = None) -> str:
-    """The page; `samples` holds raw latencies in seconds by `Result.key` (see `load_samples`)."""
+def render(report: Report, folder: Path | None = None, *, samples: Samples | None = None) -> str:
+    """The page; raw latencies are read from `folder`, the report's own, unless `samples` holds them by `Result.key`."""
+    if samples is None:
+        samples = load_samples(report, folder) if folder else {}
     title = f"{report.source.name}: {words.outcome(report)}"
     head = el(
         "head",
@@ -40,7 +42,7 @@ def render(report: Report, samples: Samples | None = None) -> str:
         _section("Gate", tables.gate(report), words.counted(report).capitalize() + "."),
         _section("Accuracy, size and speed", figures.tradeoffs(report), "Bars are 95 % intervals."),
         _section("Every bundle", tables.results(report), tables.RESULTS_NOTE),
-        _section("Latency", figures.latencies(report, samples or {})),
+        _section("Latency", figures.latencies(report, samples)),
         _section("Stages", _stages(report)),
         _section("Classes before and after", tables.classes(report), tables.CLASSES_NOTE),
         _section("What runs in int8", figures.placement(report)),
@@ -167,7 +169,7 @@ def _stages(report: Report) -> Content:
         for stage in report.stages
         if stage.config
     ]
-    return join([tables.stages(report), el("div", charts, class_="figures") if charts else None, config])
+    return join([tables.stages(report), el("div", charts, class_="figures curves") if charts else None, config])
 
 
 def _footer(report: Report) -> Markup:

@@ -10,13 +10,15 @@ from edgekit.report.quantities import NOTHING, show, show_count, show_interval, 
 from edgekit.report.report import Bounds, ClassMetrics, Metrics, Report, Result
 
 RESULTS_NOTE = (
-    "Highlighted rows ship. P, R and F1 are macro averages of precision, recall and F1. "
+    "Highlighted rows ship. The change is in accuracy against the reference; P, R and F1 are macro averages of "
+    "precision, recall and F1. "
     "Ratios below 1 are faster: this bundle's median time over the other's, from interleaved rounds."
 )
 CLASSES_NOTE = (
     "Each class against the rest: the reference bundle before, the bundle that ships after. The circle is F1 before, "
     "the diamond F1 after."
 )
+MOST_CLASSES = 40
 _STATES = {"measured": "pass", "built": "plain", "emitted": "plain", "failed": "fail"}
 
 
@@ -61,8 +63,8 @@ def results(report: Report) -> Markup | None:
         )
         rows += [_result(report, r) for r in same]
     head = (
-        "Bundle", "Status", "Size", "Accuracy", "vs reference", "P / R / F1, %", "Loss", "p50", "p90",
-        "Ratio to reference", "Ratio to float", "Memory",
+        "Bundle", "Status", "Size", "Accuracy", "Change", "P / R / F1, %", "Loss", "p50", "p90",
+        "Time / reference", "Time / float", "Memory",
     )  # fmt: skip
     return table(head, rows, text=(0, 1), class_="sticky") if rows else None
 
@@ -164,39 +166,60 @@ def classes(report: Report) -> Markup | None:
     """For every bundle that ships a table of its classes before and after; the first one is open."""
     found: list[Markup] = []
     for result in report.results:
+        if not (result.ships and result.per_class):
+            continue
         reference = words.reference_of(report, result)
-        before = reference.per_class if reference and reference.per_class else report.source.per_class
-        if result.ships and result.per_class:
-            head = f"{words.backend(result.backend)} {result.role} {result.precision} on {result.target}"
-            found.append(el("details", el("summary", head), _class_table(before, result.per_class), open=not found))
+        scored = reference if reference and reference.per_class else report.source
+        head = f"{words.backend(result.backend)} {result.role} {result.precision} on {result.target}"
+        whole = el("p", _before_after(scored.metrics, result.metrics), class_="quiet")
+        table_ = _class_table(scored.per_class, result.per_class)
+        found.append(el("details", el("summary", head), whole, table_, open=not found))
     return el("div", found) if found else None
 
 
-def _class_table(before: Sequence[ClassMetrics], after: Sequence[ClassMetrics]) -> Markup:
+def _before_after(before: Metrics | None, after: Metrics | None) -> str:
+    """All classes together, before and after."""
+    if before is None or after is None:
+        return ""
+    was, now = (m.accuracy.value if m.accuracy else None for m in (before, after))
+    shown = [
+        ("Accuracy", was, now, "share"),
+        ("precision", before.precision, after.precision, "share"),
+        ("recall", before.recall, after.recall, "share"),
+        ("F1", before.f1, after.f1, "share"),
+        ("loss", before.loss, after.loss, "nats"),
+    ]
+    return ", ".join(f"{name} {show(old, unit)} → {show(new, unit)}" for name, old, new, unit in shown) + "."
+
+
+def _class_table(before: Sequence[ClassMetrics], after: Sequence[ClassMetrics]) -> list[Markup]:
     old = {c.name: c for c in before}
-    lowest = min(c.f1 for c in (*before, *after))
+    kept = sorted(after, key=lambda c: -abs(c.f1 - old[c.name].f1) if c.name in old else 0)[:MOST_CLASSES]
+    kept = [c for c in after if c in kept] if len(after) > MOST_CLASSES else list(after)
+    lowest = min(c.f1 for c in (*kept, *(old[c.name] for c in kept if c.name in old)))
     floor = max(0.0, int(lowest * 10 - 0.5) / 10)
-    rows = []
-    for new in after:
-        was = old.get(new.name)
-        cells = [
-            [_share(getattr(was, name)) if was else NOTHING, " → ", _share(getattr(new, name))]
-            for name in ("accuracy", "precision", "recall", "f1")
-        ]
-        change = words.signed_points(new.f1 - was.f1) if was else NOTHING
-        rows.append(
-            el(
-                "tr",
-                el("th", new.name, scope="row"),
-                el("td", f"{new.support:,}"),
-                [el("td", cell) for cell in cells],
-                el("td", change),
-                el("td", _dumbbell(was.f1 if was else None, new.f1, floor)),
-            )
-        )
+    rows = [_class_row(old.get(new.name), new, floor) for new in kept]
     axis = f"F1 from {100 * floor:.0f} to 100 %"
     head = ("Class", "Samples", "Accuracy, %", "Precision, %", "Recall, %", "F1, %", "F1 change", axis)
-    return table(head, rows, class_="sticky")
+    note = f"The {len(kept)} of {len(after)} classes whose F1 changed most; report.json holds all."
+    few = [el("p", note, class_="quiet")] if len(kept) < len(after) else []
+    return [*few, table(head, rows, class_="sticky")]
+
+
+def _class_row(was: ClassMetrics | None, new: ClassMetrics, floor: float) -> Markup:
+    cells = [
+        [_share(getattr(was, name)) if was else NOTHING, " → ", _share(getattr(new, name))]
+        for name in ("accuracy", "precision", "recall", "f1")
+    ]
+    change = words.signed_points(new.f1 - was.f1) if was else NOTHING
+    return el(
+        "tr",
+        el("th", new.name, scope="row"),
+        el("td", f"{new.support:,}"),
+        [el("td", cell) for cell in cells],
+        el("td", change),
+        el("td", _dumbbell(was.f1 if was else None, new.f1, floor)),
+    )
 
 
 def _share(value: float) -> str:

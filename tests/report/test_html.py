@@ -57,7 +57,7 @@ def report(folder):
 
 @pytest.fixture(scope="module")
 def page(report, folder):
-    return html.render(report, html.load_samples(report, folder))
+    return html.render(report, folder)
 
 
 def test_the_page_is_well_formed_and_whole(page):
@@ -135,7 +135,20 @@ def test_a_report_of_almost_nothing_renders():
 
 def test_constant_latencies_render(report):
     samples = {r.key: np.full(50, 0.001) for r in report.results if r.latency_s}
-    assert not re.search(r"\b(nan|inf)\b", html.render(report, samples))
+    assert not re.search(r"\b(nan|inf)\b", html.render(report, samples=samples))
+
+
+def test_many_classes_show_those_that_changed_most(report):
+    def spread(result, change):
+        first = result.per_class[0]
+        rows = [first.model_copy(update={"name": f"class {i}", "f1": 0.9 - change * i / 1000}) for i in range(300)]
+        return result.model_copy(update={"per_class": tuple(rows)})
+
+    results = tuple(spread(r, r.role != "reference") if r.per_class else r for r in report.results)
+    text = Page(html.render(report.model_copy(update={"results": results}))).text
+    assert "The 40 of 300 classes whose F1 changed most" in text
+    assert "class 299" in text
+    assert "class 200" not in text
 
 
 def test_elements_escape_text_and_attributes():
