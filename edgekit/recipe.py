@@ -152,7 +152,7 @@ def load_recipe(path: str | Path, *, targets: Sequence[str] | None = None) -> Re
 
     Args:
         path: the YAML file.
-        targets: only these of the recipe's targets; all of them when None or empty.
+        targets: only these of the recipe's targets, and the clauses on them; all of them when None or empty.
 
     Raises:
         UsageError: `recipe.yaml:12: stages[1].prune.macs: must be in (0, 1], got 1.5. ...`
@@ -166,13 +166,15 @@ def load_recipe(path: str | Path, *, targets: Sequence[str] | None = None) -> Re
     planned = tuple(_target(document, index, entry, file.measure) for index, entry in enumerate(file.targets))
     _check_distinct(document, planned)
     _check_gate(document, file.gate, planned)
+    chosen = _chosen(document, planned, targets or ())
+    names = {entry.target.name for entry in chosen}
     return Recipe(
         path=document.path,
         model=file.model,
         data=file.data,
         stages=stages,
-        targets=_chosen(document, planned, targets or ()),
-        gate=file.gate,
+        targets=chosen,
+        gate=tuple(clause for clause in file.gate if clause.target is None or clause.target in names),
         measure=file.measure,
         io=file.io,
         seed=file.seed,

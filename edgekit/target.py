@@ -87,7 +87,6 @@ def list_targets() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in targets_folder().glob("*.yaml")))
 
 
-@cache
 def load_target(name: str | Path) -> Target:
     """A target by its name, or from a YAML file of your own (a path that ends in `.yaml` or `.yml`).
 
@@ -97,14 +96,20 @@ def load_target(name: str | Path) -> Target:
     Raises:
         UsageError: no such target, or a file that does not describe one (with file and line).
     """
+    if str(name).endswith((".yaml", ".yml")):
+        return _read(Path(name))
+    return _load_named(str(name))
+
+
+@cache
+def _load_named(name: str) -> Target:
+    if name not in list_targets():
+        raise UsageError(unknown("target", name, list_targets()) + " Or give the path of a YAML file of your own.")
+    return _read(targets_folder() / f"{name}.yaml")
+
+
+def _read(path: Path) -> Target:
     from edgekit.yamlfile import read_yaml
 
-    own = str(name).endswith((".yaml", ".yml"))
-    path = Path(name) if own else targets_folder() / f"{name}.yaml"
-    if not own and str(name) not in list_targets():
-        raise UsageError(unknown("target", str(name), list_targets()) + " Or give the path of a YAML file of your own.")
     document = read_yaml(path, "target")
-    target = document.validate(Target, document.value)
-    if not own and target.name != path.stem:
-        raise document.error(("name",), f"must be {path.stem!r}, as the file is called, got {target.name!r}.")
-    return target
+    return document.validate(Target, document.value)

@@ -205,15 +205,15 @@ def _choices(ctx: Mapping[str, Any]) -> list[str]:
 
 
 def _shown(given: object) -> str:
-    return repr(given) if isinstance(given, str | int | float) else _kind(given)
+    return {True: "true", False: "false"}[given] if isinstance(given, bool) else _kind(given)
 
 
 def _kind(value: object) -> str:
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        return repr(value)
-    return {dict: "a mapping", list: "a list", type(None): "nothing", bool: "true or false"}.get(
-        type(value), type(value).__name__
-    )
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    return repr(value) if isinstance(value, str | int | float) else type(value).__name__
 
 
 def _owner(model: type[BaseModel] | None, loc: Place) -> type[BaseModel] | None:
