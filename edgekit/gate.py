@@ -145,10 +145,18 @@ def _judge_one(
     except UsageError as error:
         return _outcome(clause, name, target, backend, "missing", str(error), limit=limit)
     verdict = limit.verdict(seen)
-    reason = f"{shipped.role} {shipped.precision}: {show_interval(seen, seen.unit)}; {limit.text}"
+    reason = f"{shipped.role} {shipped.precision}: {show_interval(seen, seen.unit)}{_elsewhere(clause, shipped)}"
+    reason += f"; {limit.text}"
     if verdict == "inconclusive":
         reason += "; the interval reaches across the limit: measure more"
     return _outcome(clause, name, target, backend, verdict, reason, seen, limit)
+
+
+def _elsewhere(clause: Clause, shipped: Result) -> str:
+    """Where a bundle without a device of its target was scored."""
+    if shipped.status == "measured" or not shipped.measured_on or UNITS[clause.metric] == "bytes":
+        return ""
+    return f" (on {shipped.measured_on}, not on a device of the target)"
 
 
 def _outcome(

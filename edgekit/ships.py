@@ -87,11 +87,11 @@ def _unquantized(results: Sequence[Result], base: Result | None) -> Choice:
 
 
 def _speed(quantized: Result, base: Result) -> _Finding:
-    if quantized.status != "measured":
-        return _Finding(True, f"its speed was not measured ({quantized.status})", verified=False)
     invalid = quantized.invalid or base.invalid
     if invalid:
         return _Finding(False, f"is not shown faster than {base.role} (the timing does not count: {invalid})")
+    if quantized.status != "measured":
+        return _Finding(True, f"its speed was not measured ({quantized.status})", verified=False)
     pair = quantized.paired_with(base.role)
     if pair is None:
         return _Finding(False, f"is not shown faster than {base.role} (they were not compared)")

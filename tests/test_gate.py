@@ -269,6 +269,13 @@ def test_reasons_carry_units():
     assert one(Clause(metric="size", max="2 MB")).reason == "quantized int8: 1.00 MB; at most 2.00 MB"
 
 
+def test_reasons_say_where_a_bundle_without_a_device_was_scored():
+    checked = result(status="built", measured_on="local")
+    found = one(Clause(metric="accuracy", target="pc", min="90%"), checked)
+    assert "n = 1,000 (on local, not on a device of the target); at least 90.00 %" in found.reason
+    assert "not on a device" not in one(Clause(metric="size", max="2 MB"), checked).reason
+
+
 def test_exit_code_is_the_worst_by_priority():
     judged = gate.judge(report(result()), [Clause(metric="size", max=1), Clause(metric="latency.p50", max="10 ms")])
     assert gate.exit_code(judged) == ExitCode.GATE_FAILED

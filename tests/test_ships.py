@@ -58,8 +58,9 @@ def test_untimed_quantized_ships_and_says_that_it_is_unverified(status):
     assert "(unverified)" in found.reason
 
 
-def test_invalid_timings_do_not_show_anything():
-    found = choose(result("float"), result("quantized", 0.93, 0.5, invalid="throttled"))
+@pytest.mark.parametrize("status", ["measured", "built"])
+def test_invalid_timings_do_not_show_anything(status):
+    found = choose(result("float"), result("quantized", 0.93, 0.5, status=status, invalid="throttled"))
     assert found.result.role == "float"
     assert "throttled" in found.reason
 

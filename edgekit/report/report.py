@@ -294,8 +294,9 @@ class Report(_Value):
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Write `report.json`; the file is there as a whole or not at all."""
-    text = json.dumps(report.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False)
+    """Write `report.json`, checked once more: copies with updated fields have not been."""
+    checked = Report.model_validate(report.model_dump())
+    text = json.dumps(checked.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False)
     write_text(path, text + "\n")
 
 

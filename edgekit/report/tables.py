@@ -70,7 +70,7 @@ def results(report: Report) -> Markup | None:
 
 
 def _result(report: Report, result: Result) -> Markup:
-    ships = [" ", chip("ships", "pass")] if result.ships else None
+    ships = el("small", chip("ships", "pass")) if result.ships else None
     state = [chip(result.status, _STATES[result.status])]
     if result.status == "failed":
         return el(
@@ -94,7 +94,8 @@ def _result(report: Report, result: Result) -> Markup:
         show(result.peak_rss_bytes, "bytes"),
     ]
     name = el("th", f"{result.role} {result.precision}", ships, scope="row")
-    where = el("small", result.measured_on) if result.measured_on else None
+    where = el("small", f"{'' if result.status == 'measured' else 'scored '}on {result.measured_on}")
+    where = where if result.measured_on else Markup("")
     invalid = el("small", f"timing invalid: {result.invalid}") if result.invalid else None
     status = el("td", state, where, invalid, class_="t")
     return el("tr", name, status, [el("td", cell) for cell in cells], class_="ships" if result.ships else None)

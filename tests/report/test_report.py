@@ -75,6 +75,9 @@ def test_no_number_is_ever_nan(tmp_path):
     assert odd.stages[0].metrics == {"top1": 1.0}
     write_report(odd, tmp_path / "report.json")
     assert not re.search("NaN|Infinity", (tmp_path / "report.json").read_text())
+    updated = odd.model_copy(update={"seconds": float("nan")})
+    write_report(updated, tmp_path / "report.json")
+    assert read_report(tmp_path / "report.json").seconds is None
     with pytest.raises(ValueError, match="finite number"):
         StageInfo(name="prune", seconds=float("nan"))
 
