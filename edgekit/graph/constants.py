@@ -93,7 +93,7 @@ class _Known:
         value = _arithmetic(node, self)
         if value is None or not value.size or any(not isinstance(d, int) for d in value.flat):
             return None
-        dtype = np.int64
+        dtype = np.dtype(np.int64)
         if node.op_type == "Cast":
             dtype = onnx.helper.tensor_dtype_to_np_dtype(attributes(node)["to"])
         return {node.output[0]: value.astype(dtype)}

@@ -13,9 +13,7 @@ from edgekit.graph.tools import attributes, shapes, with_sizes
 
 Shapes = Mapping[str, tuple[int | str | None, ...]]
 
-QUANTIZED = frozenset(
-    {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
-)
+QUANTIZED = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4})
 FLOATS = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 )

@@ -78,9 +78,7 @@ def example_inputs(inputs: Sequence[TensorSpec], batch: int = 2, seed: int = 0) 
     return tuple(tensors)
 
 
-def _export(
-    module: nn.Module, inputs: Sequence[TensorSpec], name: str, outputs: list[str] | None
-) -> onnx.ModelProto:
+def _export(module: nn.Module, inputs: Sequence[TensorSpec], name: str, outputs: list[str] | None) -> onnx.ModelProto:
     module = copy.deepcopy(module).eval().cpu()
     examples = example_inputs(inputs)
     if outputs is None:

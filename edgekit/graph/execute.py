@@ -40,7 +40,9 @@ def run_onnx(
     specs, _ = tensor_specs(proto)
     arrays = [np.ascontiguousarray(array) for array in inputs]
     if len(arrays) != len(specs):
-        raise UsageError(f"The model takes {len(specs)} inputs ({', '.join(s.name for s in specs)}), got {len(arrays)}.")
+        raise UsageError(
+            f"The model takes {len(specs)} inputs ({', '.join(s.name for s in specs)}), got {len(arrays)}."
+        )
     for spec, array in zip(specs, arrays, strict=True):
         pairs = zip(spec.shape[1:], array.shape[1:], strict=False)
         fits = array.ndim == len(spec.shape) and all(isinstance(d, str) or d == n for d, n in pairs)

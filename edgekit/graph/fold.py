@@ -35,16 +35,16 @@ def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
     averages are recognised. Clip stays Clip.
     """
     graph = FoldGraph(proto)
-    while any(_applied(graph)):
+    while _pass(graph):
         pass
     return normalise(graph.finished())
 
 
-def _applied(graph: FoldGraph) -> list[bool]:
-    done = []
+def _pass(graph: FoldGraph) -> bool:
+    """One pass over the graph; whether anything changed."""
+    changed = False
     for node in graph.nodes:
         for rule in RULES:
-            if node.name in graph.alive and rule(graph, node):
-                done.append(True)
+            changed |= node.name in graph.alive and rule(graph, node)
     graph.sweep()
-    return done
+    return changed

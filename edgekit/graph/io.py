@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from edgekit.errors import UsageError
 from edgekit.graph.tools import subgraphs
@@ -65,7 +65,7 @@ def _parse(path: Path) -> onnx.ModelProto:
     if not content:
         raise UsageError(f"{path}: the file is empty (0 bytes). Export or copy the model again.")
     try:
-        proto = onnx.ModelProto.FromString(content)
+        proto = onnx.load_model_from_string(content)
     except DecodeError as error:
         raise UsageError(
             f"{path}: truncated, or not an ONNX file ({len(content)} bytes that do not parse as a model). "

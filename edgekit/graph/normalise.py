@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import onnx
 from onnx import inliner, numpy_helper
 
@@ -65,8 +66,10 @@ def _raised(proto: onnx.ModelProto) -> onnx.ModelProto:
         result = proto
     else:
         try:
+            # The converter takes initializers that are not inputs from this file format on.
+            proto.ir_version = max(proto.ir_version, 4)
             result = onnx.version_converter.convert_version(proto, MIN_OPSET)
-        except (RuntimeError, onnx.checker.ValidationError) as error:
+        except (onnx.version_converter.ConvertError, RuntimeError, onnx.checker.ValidationError) as error:
             what = " ".join(str(error).split())[:300]
             raise UsageError(
                 f"The model is in opset {seen} and cannot be converted to {MIN_OPSET}: {what}. "
@@ -139,22 +142,14 @@ def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
     if name == "value":
         tensor.CopyFrom(value)
     elif name in ("value_float", "value_floats"):
-        tensor = onnx.helper.make_tensor("", onnx.TensorProto.FLOAT, _dims(value), _flat(value))
+        tensor = numpy_helper.from_array(np.array(value, np.float32))
     elif name in ("value_int", "value_ints"):
-        tensor = onnx.helper.make_tensor("", onnx.TensorProto.INT64, _dims(value), _flat(value))
+        tensor = numpy_helper.from_array(np.array(value, np.int64))
     else:
         return None
     tensor.name = node.output[0]
     # One storage for all: readers of raw_data then need not care where a file kept its numbers.
     return tensor if tensor.raw_data else numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name)
-
-
-def _dims(value: object) -> list[int]:
-    return [len(value)] if isinstance(value, list) else []
-
-
-def _flat(value: object) -> list[object]:
-    return list(value) if isinstance(value, list) else [value]
 
 
 def _passes_on(node: onnx.NodeProto) -> bool:
@@ -228,4 +223,3 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
             base = next((name for name in node.output if name), node.op_type)
             node.name = unique_name(base, named)
         seen.add(node.name)
-

@@ -30,7 +30,7 @@ def for_opset(proto: onnx.ModelProto, max_opset: int) -> onnx.ModelProto:
     if opset_of(proto) > max_opset:
         try:
             result = onnx.version_converter.convert_version(proto, max_opset)
-        except (RuntimeError, onnx.checker.ValidationError) as error:
+        except (onnx.version_converter.ConvertError, RuntimeError, onnx.checker.ValidationError) as error:
             raise _stopped(proto, max_opset, str(error)) from error
     result.ir_version = min(result.ir_version, ir_version_for(max_opset))
     try:

@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from edgekit.graph.tools import Array
-from edgekit.graph.torch_step import Function, Operator, Step
+from edgekit.graph.torch_step import Entry, Function, Operator, Step
+
+# Typed here: torch leaves these three without annotations.
+sym_max: Callable[[Any, Any], Any] = torch.sym_max
+sym_min: Callable[[Any, Any], Any] = torch.sym_min
+sym_float: Callable[[Any], Any] = torch.sym_float
 
 SOURCES = frozenset({"Shape", "Size"})
 """Operators that turn tensors into such integers."""
@@ -36,7 +41,7 @@ def to_list(value: Any) -> list[Any]:
 
 def to_tensor(value: Array) -> Tensor:
     """Shape arithmetic back to a tensor, for operators that compute with it."""
-    numbers = [v if isinstance(v, int | float | bool) else torch.sym_float(v) if _is_float(v) else v for v in value.flat]
+    numbers = [v if isinstance(v, int | float | bool) else sym_float(v) if _is_float(v) else v for v in value.flat]
     dtype = torch.float32 if any(_is_float(v) for v in value.flat) else torch.int64
     if value.size and all(isinstance(v, bool | np.bool_) for v in value.flat):
         dtype = torch.bool
@@ -77,7 +82,7 @@ def _on_arrays(*values: Any, function: Callable[..., Any], **settings: Any) -> A
     return array_of(function(*(array_of(value) for value in values), **settings))
 
 
-def _plain(function: Callable[..., Any]) -> Callable[[Operator], Step]:
+def _plain(function: Callable[..., Any]) -> Entry:
     def build(op: Operator) -> Step:
         return Step(Function(_on_arrays, function=function), tuple(range(len(op))))
 
@@ -102,11 +107,11 @@ def _divide(a: Array, b: Array) -> Any:
 
 
 def _maximum(*values: Array) -> Any:
-    return _pairwise(torch.sym_max, values)
+    return _pairwise(sym_max, values)
 
 
 def _minimum(*values: Array) -> Any:
-    return _pairwise(torch.sym_min, values)
+    return _pairwise(sym_min, values)
 
 
 def _pairwise(function: Callable[[Any, Any], Any], values: tuple[Array, ...]) -> Array:
@@ -203,7 +208,7 @@ def cast(op: Operator) -> Step:
     """Cast between integers, floats and booleans."""
     to = op.attributes["to"]
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
-    convert = torch.sym_float if to in floats else bool if to == onnx.TensorProto.BOOL else torch.sym_int
+    convert = sym_float if to in floats else bool if to == onnx.TensorProto.BOOL else torch.sym_int
     return Step(Function(_on_arrays, function=_cast, convert=convert), (0,))
 
 
@@ -221,7 +226,7 @@ def _product_kept(a: Array) -> Any:
     return np.multiply.reduce(a.reshape(-1), keepdims=True)
 
 
-OPERATORS: dict[str, Callable[[Operator], Step]] = {
+OPERATORS: dict[str, Entry] = {
     "Add": _plain(_add),
     "Sub": _plain(_subtract),
     "Mul": _plain(_multiply),

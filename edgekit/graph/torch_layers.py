@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgekit.graph.torch_step import Function, Operator, Step
+from edgekit.graph.torch_host import sym_max
+from edgekit.graph.torch_step import Entry, Function, Operator, Step
 
 CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
     1: nn.Conv1d,
@@ -57,37 +58,36 @@ class Window:
         """As `torch.nn.functional.pad` wants it: last axis first."""
         return [n for pair in reversed(list(zip(self.before, self.after, strict=True))) for n in pair]
 
+    def pads(self, extents: Sequence[int]) -> list[int]:
+        """The padding of an input with these spatial extents, last axis first."""
+        if not self.same:
+            return self.torch_pads()
+        result: list[int] = []
+        for extent, k, s, d in reversed(list(zip(extents, self.kernel, self.stride, self.dilation, strict=True))):
+            total = sym_max(((extent + s - 1) // s - 1) * s + (k - 1) * d + 1 - extent, 0)
+            less = total // 2
+            result += [less, total - less] if self.auto == "SAME_UPPER" else [total - less, less]
+        return result
+
     def pad(self, value: float = 0.0) -> nn.Module:
         """A module that pads explicitly."""
         if self.same:
-            return SamePad(self.kernel, self.stride, self.dilation, self.auto == "SAME_UPPER", value)
+            return SamePad(self, value)
         if self.axes == 2 and value == 0.0:
             return nn.ZeroPad2d((self.before[1], self.after[1], self.before[0], self.after[0]))
         return Function(F.pad, pad=self.torch_pads(), value=value)
 
 
 class SamePad(nn.Module):
-    """Pads so that `ceil(extent / stride)` windows fit, the odd element after (upper) or before (lower)."""
+    """Pads so that `ceil(extent / stride)` windows fit."""
 
-    def __init__(
-        self, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], upper: bool, value: float
-    ) -> None:
+    def __init__(self, window: Window, value: float) -> None:
         super().__init__()
-        self.kernel, self.stride, self.dilation = tuple(kernel), tuple(stride), tuple(dilation)
-        self.upper, self.value = upper, value
-
-    def pads(self, extents: Sequence[int]) -> list[int]:
-        """The padding of an input with these spatial extents, last axis first."""
-        result: list[int] = []
-        for extent, k, s, d in reversed(list(zip(extents, self.kernel, self.stride, self.dilation, strict=True))):
-            total = torch.sym_max(((extent + s - 1) // s - 1) * s + (k - 1) * d + 1 - extent, 0)
-            less = total // 2
-            result += [less, total - less] if self.upper else [total - less, less]
-        return result
+        self.window, self.value = window, value
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` padded."""
-        return F.pad(x, self.pads(x.shape[2:]), value=self.value)
+        return F.pad(x, self.window.pads(x.shape[2:]), value=self.value)
 
 
 def _hold(module: nn.Module, name: str, value: Tensor | None) -> None:
@@ -100,12 +100,17 @@ def _hold(module: nn.Module, name: str, value: Tensor | None) -> None:
         module.register_buffer(name, value.detach() if isinstance(value, nn.Parameter) else value)
 
 
+def _weight_shape(op: Operator) -> list[int]:
+    shape = op.shape(1)
+    extents = [d for d in shape or () if isinstance(d, int)]
+    if shape is None or len(extents) != len(shape):
+        raise op.refused("the shape of its weight is unknown")
+    return extents
+
+
 def convolution(op: Operator) -> Step:
     """Conv: torch's module when its weights are initializers, after an explicit pad where torch has no such padding."""
-    shape = op.shape(1)
-    if shape is None or any(not isinstance(d, int) for d in shape):
-        raise op.refused("the shape of its weight is unknown")
-    extents = [int(d) for d in shape]
+    extents = _weight_shape(op)
     window = Window(op, op.attributes.get("kernel_shape", extents[2:]))
     groups = op.attributes.get("group", 1)
     padding = window.before if window.symmetric else (0,) * window.axes
@@ -147,10 +152,7 @@ def _names(op: Operator, weight: int = 1, bias: int = 2) -> dict[str, str]:
 
 def transposed_convolution(op: Operator) -> Step:
     """ConvTranspose. Padding that torch lacks is cut off afterwards."""
-    shape = op.shape(1)
-    if shape is None or any(not isinstance(d, int) for d in shape):
-        raise op.refused("the shape of its weight is unknown")
-    extents = [int(d) for d in shape]
+    extents = _weight_shape(op)
     window = Window(op, op.attributes.get("kernel_shape", extents[2:]))
     groups = op.attributes.get("group", 1)
     extra = tuple(op.attributes.get("output_padding", [0] * window.axes))
@@ -260,10 +262,10 @@ def matmul(op: Operator) -> Step:
     return Step(Function(torch.matmul), (0, 1))
 
 
-def prelu(op: Operator) -> Step:
-    """PRelu with a slope that broadcasts."""
-    return Step(Function(_prelu), (0, 1))
-
-
-def _prelu(x: Tensor, slope: Tensor) -> Tensor:
-    return torch.clamp(x, min=0) + slope * torch.clamp(x, max=0)
+OPERATORS: dict[str, Entry] = {
+    "BatchNormalization": batch_norm,
+    "Conv": convolution,
+    "ConvTranspose": transposed_convolution,
+    "Gemm": gemm,
+    "MatMul": matmul,
+}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgekit.graph.torch_layers import Window
-from edgekit.graph.torch_step import Function, Operator, Step
+from edgekit.graph.torch_step import Entry, Function, Operator, Step
 
 
 def max_pool(op: Operator) -> Step:
@@ -66,10 +66,9 @@ class MaxPool(nn.Module):
 
 def _pads(window: Window, x: Tensor) -> list[int]:
     """Explicit padding, last axis first, wide enough for the windows that ceil_mode adds."""
-    pad = window.pad()
-    pads = pad.pads(x.shape[2:]) if window.same else window.torch_pads()  # type: ignore[operator]
+    pads = window.pads(x.shape[2:])
     if not window.ceil:
-        return list(pads)
+        return pads
     result = list(pads)
     for axis in range(window.axes):
         place = 2 * (window.axes - 1 - axis)
@@ -101,7 +100,7 @@ def _average(x: Tensor, window: Window, include: bool) -> Tensor:
     """Sums of windows divided by how many elements each covers."""
     functions: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
     pads = _pads(window, x)
-    own = window.pad().pads(x.shape[2:]) if window.same else window.torch_pads()  # type: ignore[operator]
+    own = window.pads(x.shape[2:])
     ones = torch.ones(1, 1, *window.kernel, dtype=x.dtype)
     counted = F.pad(torch.ones(1, 1, *x.shape[2:], dtype=x.dtype), own, value=1.0 if include else 0.0)
     counted = F.pad(counted, [a - b for a, b in zip(pads, own, strict=True)])
@@ -129,3 +128,11 @@ def global_max_pool(op: Operator) -> Step:
 
 def _global_max(x: Tensor) -> Tensor:
     return x.amax(dim=tuple(range(2, x.dim())), keepdim=True)
+
+
+OPERATORS: dict[str, Entry] = {
+    "AveragePool": average_pool,
+    "GlobalAveragePool": global_average_pool,
+    "GlobalMaxPool": global_max_pool,
+    "MaxPool": max_pool,
+}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from edgekit.graph.torch_step import Function, Operator, Step
+from edgekit.graph.torch_step import Entry, Function, Operator, Step
 
 Reduction = Callable[[Tensor, list[int], bool], Tensor]
 
@@ -54,7 +54,7 @@ def _log_sum_exp(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     return torch.logsumexp(x, dim=axes, keepdim=keep)
 
 
-def _entry(function: Reduction) -> Callable[[Operator], Step]:
+def _entry(function: Reduction) -> Entry:
     def build(op: Operator) -> Step:
         axes = op.static(1) if op.given(1) else op.attributes.get("axes")
         nothing = not axes and bool(op.attributes.get("noop_with_empty_axes", 0))
@@ -68,10 +68,12 @@ def _over(x: Tensor, function: Reduction, axes: list[int] | None, keep: bool, no
     if nothing:
         # ONNX keeps the elementwise part of a reduction over no axes: reduce over a new one of extent 1.
         return function(x.unsqueeze(0), [0], False)
-    return function(x, list(range(x.dim())) if axes is None else axes, keep) if x.dim() else function(x[None], [0], False)
+    if x.dim() == 0:
+        return function(x[None], [0], False)
+    return function(x, list(range(x.dim())) if axes is None else axes, keep)
 
 
-def _position(function: Callable[..., Tensor]) -> Callable[[Operator], Step]:
+def _position(function: Callable[..., Tensor]) -> Entry:
     def build(op: Operator) -> Step:
         given = op.attributes
         settings = {"axis": given.get("axis", 0), "keep": bool(given.get("keepdims", 1))}
@@ -87,7 +89,7 @@ def _extreme(x: Tensor, function: Callable[..., Tensor], axis: int, keep: bool, 
     return function(x, dim=axis, keepdim=keep)
 
 
-OPERATORS: dict[str, Callable[[Operator], Step]] = {
+OPERATORS: dict[str, Entry] = {
     "ArgMax": _position(torch.argmax),
     "ArgMin": _position(torch.argmin),
     "ReduceL1": _entry(_l1),

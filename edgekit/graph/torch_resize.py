@@ -100,14 +100,13 @@ class Resize(nn.Module):
         corners = None if mode == "nearest" else self.place == "align_corners"
         if self.sized:
             return F.interpolate(x, size=sizes[2:], mode=mode, align_corners=corners)
-        return F.interpolate(
-            x, scale_factor=[float(s) for s in scales[2:]], mode=mode, align_corners=corners, recompute_scale_factor=False
-        )
+        factors = [float(scale) for scale in scales[2:]]
+        return F.interpolate(x, None, factors, mode, corners, recompute_scale_factor=False)
 
     def _along(self, x: Tensor, axis: int, size: Any, scale: float, order: int, count: int) -> Tensor:
         """One axis by ONNX's definition: a weighted sum of neighbours of every output position."""
         extent = x.shape[axis]
-        position = self._position(torch.arange(size, dtype=torch.float32), extent, size, scale, order, count)
+        position: Tensor = self._position(torch.arange(size, dtype=torch.float32), extent, size, scale, order, count)
         if self.mode == "nearest":
             return _mask(x.index_select(axis, self._round(position).clamp(0, extent - 1)), position, extent, axis, self)
         index, weight = self._neighbours(position, extent, scale)
@@ -116,11 +115,13 @@ class Resize(nn.Module):
         weight = weight.to(x.dtype).reshape([*index.shape, *[1] * (x.dim() - axis - 1)])
         return _mask((parts * weight).sum(dim=axis + 1), position, extent, axis, self)
 
-    def _position(self, i: Tensor, extent: int, size: Any, scale: float, order: int, count: int) -> Tensor:
+    def _position(self, i: Tensor, extent: Any, size: Any, scale: float, order: int, count: int) -> Any:
+        """Where each output element lies in the input's coordinates, a tensor `[size]`."""
         if self.place == "asymmetric":
             return i / scale
         if self.place == "align_corners":
-            return i * ((extent - 1) / (size - 1)) if size > 1 else i * 0
+            last = (size if self.sized else extent * scale) - 1
+            return i * ((extent - 1) / last) if size > 1 else i * 0
         if self.place == "pytorch_half_pixel" and not size > 1:
             return i * 0 - 0.5
         if self.place == "half_pixel_symmetric":
@@ -151,9 +152,8 @@ class Resize(nn.Module):
         index = base[:, None] + torch.arange(1 - reach, reach + 1)
         distance = ((index - position[:, None]) / stretch).abs()
         weight = (1 - distance).clamp(min=0) if self.mode == "linear" else self._cubic(distance)
-        if self.exclude or self.antialias:
-            inside = (index >= 0) & (index < extent)
-            weight = weight * inside if self.exclude or self.antialias else weight
+        if self.exclude:
+            weight = weight * ((index >= 0) & (index < extent))
         if self.exclude or self.antialias:
             weight = weight / weight.sum(dim=1, keepdim=True)
         return index, weight

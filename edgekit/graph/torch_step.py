@@ -21,15 +21,32 @@ class Operator(Protocol):
     attributes: dict[str, Any]
     opset: int
 
-    def __len__(self) -> int: ...
-    def given(self, index: int) -> bool: ...
-    def constant(self, index: int) -> Array | None: ...
-    def static(self, index: int, default: Sequence[int] | None = None) -> list[int] | None: ...
-    def shape(self, index: int) -> tuple[Dim | None, ...] | None: ...
-    def rank(self, index: int) -> int | None: ...
-    def parameter(self, index: int) -> Tensor | None: ...
-    def alone(self, index: int) -> bool: ...
-    def refused(self, why: str) -> BuildError: ...
+    def __len__(self) -> int:
+        """The number of inputs, absent ones included."""
+
+    def given(self, index: int) -> bool:
+        """Whether the node has an `index`-th input."""
+
+    def constant(self, index: int) -> Array | None:
+        """The value of an input that is an initializer, else None."""
+
+    def static(self, index: int, default: Sequence[int] | None = None) -> list[int] | None:
+        """The integers of an input that must be constant; `default` where the node has no such input."""
+
+    def shape(self, index: int) -> tuple[Dim | None, ...] | None:
+        """The inferred shape of an input, or None."""
+
+    def rank(self, index: int) -> int | None:
+        """The number of axes of an input, or None."""
+
+    def parameter(self, index: int) -> Tensor | None:
+        """The tensor of an input that is an initializer (shared by all its users), else None."""
+
+    def alone(self, index: int) -> bool:
+        """Whether no other node reads this input."""
+
+    def refused(self, why: str) -> BuildError:
+        """The error for an attribute or input that the view cannot express."""
 
 
 class Step:
@@ -68,3 +85,12 @@ class Function(nn.Module):
         """The function and its settings."""
         name = getattr(self.function, "__name__", str(self.function))
         return ", ".join([name, *(f"{key}={value}" for key, value in self.settings.items())])
+
+
+Entry = Callable[[Operator], Step]
+"""An entry of an operator table."""
+
+
+def item(values: Sequence[Any], index: int) -> Any:
+    """One of an operator's results."""
+    return values[index]

@@ -5,6 +5,7 @@ The operators are in the table of `edgekit.graph.torch_ops`; their oracle is ONN
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,8 +19,8 @@ from torch import Tensor, fx, nn
 
 from edgekit.errors import BuildError
 from edgekit.graph import torch_host, torch_ops
-from edgekit.graph.torch_step import Function
 from edgekit.graph.tools import Array, attributes, initializers, opset_of, shapes, unique_name
+from edgekit.graph.torch_step import Function, item
 from edgekit.model import Dim
 
 
@@ -139,8 +140,10 @@ class _Builder:
     def identifier(self, name: str) -> str:
         """A free Python name for an attribute of the view."""
         base = re.sub(r"\W", "_", name, flags=re.ASCII) or "value"
-        if base[0].isdigit() or hasattr(fx.GraphModule, base) or hasattr(self.root, base):
-            base = f"_{base}" if base[0].isdigit() else f"{base}_"
+        if base[0].isdigit():
+            base = f"_{base}"
+        if keyword.iskeyword(base) or hasattr(fx.GraphModule, base) or hasattr(nn.Module(), base):
+            base = f"{base}_"
         return unique_name(base, self.taken)
 
     def add(self, node: onnx.NodeProto) -> None:
@@ -157,10 +160,7 @@ class _Builder:
             )
         step = table[node.op_type](op)
         takes = torch_ops.TAKES_HOST.get(node.op_type, frozenset())
-        result: Any = tuple(
-            None if not node.input[i] else self.any(node.input[i]) if on_host or i in takes else self.tensor(node.input[i])
-            for i in step.inputs
-        )
+        result: Any = tuple(self._argument(node.input[i], as_it_is=on_host or i in takes) for i in step.inputs)
         path = self.identifier(node.name)
         for index, module in enumerate(step.modules):
             last = index == len(step.modules) - 1
@@ -176,7 +176,7 @@ class _Builder:
         several = len(node.output) > 1 and any(node.output[1:])
         for index, name in enumerate(node.output):
             if name:
-                made = self.graph.call_function(torch_ops.item, (result, index)) if several else result
+                made = self.graph.call_function(item, (result, index)) if several else result
                 self.values[name] = made
                 self.names.tensors[name] = made.name
                 if on_host:
@@ -190,11 +190,11 @@ class _Builder:
         constant = all(name in self.host or name in self.constants for name in given)
         return constant and any(name in self.host for name in given)
 
-    def any(self, name: str) -> fx.Node:
-        """The fx node of a value as it is: a tensor, or numbers of shape arithmetic."""
-        if name in self.host:
-            return self.values[name]
-        return self.tensor(name)
+    def _argument(self, name: str, *, as_it_is: bool) -> fx.Node | None:
+        """The fx node of an input: a tensor, or with `as_it_is` perhaps numbers of shape arithmetic."""
+        if not name:
+            return None
+        return self.values[name] if as_it_is and name in self.host else self.tensor(name)
 
     def tensor(self, name: str) -> fx.Node:
         """The fx node of a value as a tensor."""
@@ -285,4 +285,3 @@ class Op:
         name = self.node.name
         subject = f"Node {name!r}: the torch view cannot express this {self.type}"
         return BuildError(f"{subject}: {why}. Export the model without it.", [name])
-
