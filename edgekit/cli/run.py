@@ -32,7 +32,7 @@ def run(
     if as_json:
         say(report.model_dump_json(indent=2))
     else:
-        from edgekit.report.terminal import render
+        from edgekit.report.terminal import text
 
-        say(render(report))
+        say(text(report))
     return int(report.exit_code)

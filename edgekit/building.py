@@ -1,0 +1,178 @@
+"""From the final model to bundles: one for every (target, backend, role), each checked where it can run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekit.assess import Oracle, outputs_of
+from edgekit.backends import BACKENDS, Backend, Built, Job
+from edgekit.bundle import Bundle, Manifest, PreprocessEntry, TensorEntry, write_bundle
+from edgekit.errors import BuildError, EdgekitError, MissingDependencyError
+from edgekit.model import Model, OnnxModel, Precision, Role, TorchModel
+from edgekit.registry import resolve
+from edgekit.report.report import Result
+from edgekit.workspace import Workspace, digest, writing_to
+
+if TYPE_CHECKING:
+    from edgekit.target import Target
+
+GOLDEN = 4
+"""So many evaluation samples travel in a bundle for `selftest`."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the networks that a target gets: the reference, the float model, the quantized one."""
+
+    role: Role
+    precision: Precision
+    model: OnnxModel
+
+
+def parts(final: Model) -> tuple[Part, ...]:
+    """The networks to build after the last stage, the reference first."""
+    from edgekit.graph.crossing import to_onnx
+
+    onnx_model = to_onnx(final) if isinstance(final, TorchModel) else final
+    found = [Part("reference", "fp32", onnx_model.reference), Part("float", "fp32", replace(onnx_model, quant=None))]
+    if onnx_model.quant is not None:
+        found.append(Part("quantized", "int8", onnx_model))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one order. `code` is the exit code that it asks for."""
+
+    result: Result
+    bundle: Bundle | None = None
+    code: int = 0
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Everything that bundles of one run share."""
+
+    space: Workspace
+    oracle: Oracle
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Manifest fields that are the same for all: source hash, stages, data, licences."""
+
+    def build(self, part: Part, target: Target, backend_name: str) -> Outcome:
+        """One bundle, or the reason why there is none; only this backend fails with it."""
+        result = Result(
+            target=target.name, backend=backend_name, precision=part.precision, role=part.role, status="failed"
+        )
+        try:
+            built, bundle = self._built(part, target, backend_name)
+        except (BuildError, MissingDependencyError) as error:
+            return Outcome(result.model_copy(update={"reason": str(error)}), code=int(error.exit_code))
+        placed = built.placement
+        result = result.model_copy(
+            update={
+                "status": built.status,
+                "bundle": self.space.relative(bundle.path),
+                "size_bytes": bundle.model_bytes,
+                "bundle_bytes": bundle.size_bytes,
+                "int8_nodes": placed.int8_nodes,
+                "float_nodes": placed.float_nodes,
+                "float_reasons": dict(placed.reasons),
+                "notes": tuple(built.notes),
+            }
+        )
+        return Outcome(result, bundle)
+
+    def _built(self, part: Part, target: Target, backend_name: str) -> tuple[Built, Bundle]:
+        backend: Backend = resolve("backend", backend_name, BACKENDS, "edgekit.backends")()
+        facts = target.backends.get(backend_name)
+        if facts is None:
+            raise BuildError(f"{target.name} has no {backend_name}. It has: {', '.join(target.backends)}.")
+        name = f"{part.model.name}-{target.name}-{backend_name}-{part.role}-{part.precision}"
+        work = self.space.work / "build" / name
+        shutil.rmtree(work, ignore_errors=True)
+        with writing_to(self.space.root):
+            work.mkdir(parents=True)
+            samples = tuple(x[:GOLDEN] for x in self.oracle.inputs)
+            job = Job(part.model, part.role, part.precision, target, facts, work, samples)
+            built = _contained(backend, job)
+            manifest = self._manifest(part, target, backend_name, built)
+            folder = self._publish(name, built)
+            golden = self._golden(backend, part, manifest, folder, samples)
+            bundle = write_bundle(self.space.bundles / f"{name}.edge", manifest, built.files, samples, golden)
+        shutil.rmtree(work, ignore_errors=True)
+        return built, bundle
+
+    def _manifest(self, part: Part, target: Target, backend: str, built: Built) -> Manifest:
+        steps = built.steps or (None,) * len(part.model.outputs)
+        prepared = self.oracle.split.preprocess
+        quantized = part.role == "quantized"
+        return Manifest(
+            model=part.model.name,
+            target=target.name,
+            backend=backend,
+            role=part.role,
+            precision=part.precision,
+            status=built.status,
+            entry=built.entry,
+            runner=dict(built.runner),
+            inputs=tuple(TensorEntry(**asdict(spec)) for spec in part.model.inputs),
+            outputs=tuple(
+                TensorEntry(**asdict(spec), step=step) for spec, step in zip(part.model.outputs, steps, strict=True)
+            ),
+            preprocess=PreprocessEntry(**asdict(prepared)),
+            tolerance={"steps": 1.0} if quantized and any(steps) else {"absolute": 1e-2 if quantized else 1e-4},
+            versions=dict(built.versions),
+            **self.about,
+        )
+
+    def _golden(
+        self, backend: Backend, part: Part, manifest: Manifest, folder: Path, samples: Sequence[Any]
+    ) -> list[Any]:
+        """What `selftest` must get: the compiled model's own outputs where it runs here, else the host's."""
+        from edgekit.agent.infer import make_runner
+
+        if manifest.status == "built" and backend.availability().runs:
+            runner = make_runner(folder, manifest.model_dump(mode="json"), 1, 1)
+            singles = [runner.infer([x[i : i + 1] for x in samples]) for i in range(len(samples[0]))]
+            return [np.concatenate(outputs) for outputs in zip(*singles, strict=True)]
+        return outputs_of(part.model, list(samples))
+
+    def _publish(self, name: str, built: Built) -> Path:
+        """The plain model files beside the bundle, for people who want just those."""
+        folder = self.space.models / name
+        shutil.rmtree(folder, ignore_errors=True)
+        for member, path in built.files.items():
+            (folder / member).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / member)
+        return folder
+
+
+def _contained(backend: Backend, job: Job) -> Built:
+    """Build, and turn what a converter throws into a `BuildError` of that backend alone."""
+    try:
+        return backend.build(job)
+    except (EdgekitError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        error.add_note(f"while {backend.name} built {job.model.name!r} for {job.target.name}")
+        raise BuildError(f"{backend.name} failed: {type(error).__name__}: {error}") from error
+
+
+def model_digest(bundle: Bundle) -> str:
+    """What two bundles share when they hold the same model for the same runtime, whatever their targets."""
+    files = sorted((n, h) for n, h in bundle.manifest.members.items() if n.startswith("model/"))
+    return digest(bundle.manifest.backend, repr(files), repr(sorted(bundle.manifest.runner.items())))
+
+
+def orders(entries: Sequence[Any], found: Sequence[Part]) -> Iterator[tuple[Any, str, Part]]:
+    """Every (target entry, backend, part) of a run, in the recipe's order."""
+    for entry in entries:
+        for backend in entry.backends:
+            for part in found:
+                yield entry, backend, part

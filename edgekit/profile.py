@@ -1,0 +1,144 @@
+"""Measuring bundles on a device: answers, latency, and interleaved comparisons, as fields of a `Result`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekit.agent import stats
+from edgekit.assess import Oracle
+from edgekit.building import model_digest
+from edgekit.bundle import Bundle
+from edgekit.compare import LOOKS, compare
+from edgekit.context import Progress
+from edgekit.devices import Device
+from edgekit.report.predictions import write_predictions, write_samples
+from edgekit.report.report import Bounds, DeviceInfo, Latency, Paired, Result
+from edgekit.workspace import Workspace, writing_to
+
+if TYPE_CHECKING:
+    from edgekit.model import Role
+
+PERCENTILES = (50, 90, 95, 99)
+
+
+def latency(samples: Sequence[float], samples_file: str | None = None) -> Latency:
+    """Percentiles of raw latencies with their intervals; those that need more samples are left out."""
+    found = {f"p{p}": _percentile(samples, p) if len(samples) >= stats.least_samples(p) else None for p in PERCENTILES}
+    return Latency(n=len(samples), samples_file=samples_file, **found)
+
+
+def _percentile(samples: Sequence[float], percent: int) -> Bounds:
+    low, high = stats.interval(samples, percent)
+    return Bounds(value=stats.percentile(samples, percent), low=low, high=high)
+
+
+@dataclass(frozen=True)
+class Profiler:
+    """Measures bundles of one run on one device, always through the agent in a fresh process."""
+
+    device: Device
+    space: Workspace
+    oracle: Oracle
+    progress: Progress
+    threads: int = 1
+    rounds: tuple[int, ...] = LOOKS
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Answers by model digest: the same model for two targets is asked once."""
+
+    @property
+    def inputs(self) -> Path:
+        """The evaluation split as stored, for the agent: it does the preprocessing."""
+        path = self.space.work / "inputs.npy"
+        if not path.exists():
+            with writing_to(self.space.root):
+                temporary = path.with_suffix(".part")
+                with temporary.open("wb") as file:
+                    np.save(file, self.oracle.split.inputs, allow_pickle=False)
+                temporary.replace(path)
+        return path
+
+    def answers(self, bundle: Bundle, result: Result) -> Result:
+        """The task's metrics, agreement and signal-to-noise ratio, from the bundle's own outputs."""
+        key = model_digest(bundle)
+        if key not in self.known:
+            self.known[key] = self._answers(bundle)
+        return result.model_copy(update={**self.known[key], "measured_on": self.device.name})
+
+    def _answers(self, bundle: Bundle) -> dict[str, Any]:
+        split, name = self.oracle.split, bundle.path.stem
+        outputs = self.space.work / f"{name}.npz"
+        with self.progress.task(f"evaluate {name}", len(split)) as task:
+            done = 0
+
+            def tell(count: int) -> None:
+                nonlocal done
+                task.advance(count - done)
+                done = count
+
+            ran = self.device.run(bundle, self.inputs, outputs, on_done=tell)
+        with np.load(ran.outputs, allow_pickle=False) as file:
+            answered = [file[entry.name] for entry in bundle.manifest.outputs]
+        outputs.unlink(missing_ok=True)
+        found: dict[str, Any] = {
+            "snr_db": self.oracle.snr_db(answered),
+            "agreement": self.oracle.agreement(answered),
+            "agreement_n": len(split) if self.oracle.classification else None,
+        }
+        seen = self.oracle.evaluate(answered)
+        if seen is not None:
+            path = self.space.predictions / f"{name}.npz"
+            write_predictions(
+                seen.predictions(split.ids, split.labels, data_sha256=self.oracle.data.sha256, split=split.name), path
+            )
+            found |= {
+                "metrics": seen.metrics if split.labels is not None else None,
+                "per_class": seen.per_class,
+                "predictions_file": self.space.relative(path),
+            }
+        return found
+
+    def timing(self, bundle: Bundle, result: Result) -> Result:
+        """Latency of single inferences, load, first inference and memory: the result is `measured` after it."""
+        with self.progress.task(f"time {bundle.path.stem}"):
+            bench = self.device.bench(bundle, threads=self.threads, inputs=self.inputs)
+        path = self.space.samples / f"{bundle.path.stem}.npy"
+        write_samples(bench.samples_s, path)
+        info = bench.info
+        return result.model_copy(
+            update={
+                "status": "measured",
+                "measured_on": self.device.name,
+                "device": self._device_info(info),
+                "latency_s": latency(bench.samples_s, self.space.relative(path)),
+                "load_s": info.get("load_s"),
+                "first_inference_s": info.get("first_inference_s"),
+                "peak_rss_bytes": info.get("peak_rss_bytes"),
+                "energy_reason": "this run does not measure energy",
+            }
+        )
+
+    def _device_info(self, info: Any) -> DeviceInfo:
+        described = {**self.device.describe(), "threads": self.threads}
+        return DeviceInfo.of(described, state=info.get("state") or {}, versions=info.get("versions") or {})
+
+    def against(self, bundle: Bundle, other: Bundle, vs: Role, result: Result) -> Result:
+        """One more interleaved comparison of the median latency, with another role's bundle."""
+        with self.progress.task(f"{bundle.path.stem} against its {vs}"):
+            seen = compare(self.device, bundle, other, threads=self.threads, rounds=self.rounds, inputs=self.inputs)
+        path = self.space.samples / f"{bundle.path.stem}-vs-{vs}.npy"
+        write_samples(np.asarray(seen.rounds), path)
+        paired = Paired(
+            vs=vs,
+            statistic="p50",
+            ratio=seen.ratio,
+            low=seen.low,
+            high=seen.high,
+            rounds=len(seen.rounds),
+            samples_file=self.space.relative(path),
+        )
+        return result.model_copy(update={"paired": (*result.paired, paired)})

@@ -1,0 +1,169 @@
+"""The output folder of a run: what lies where, what is kept between a killed run and its `--resume`."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import DeviceError, UsageError
+from edgekit.model import Model, OnnxModel, Step, TorchModel
+
+if TYPE_CHECKING:
+    from edgekit.context import Progress
+    from edgekit.data import DataSet
+    from edgekit.target import Target
+
+
+def digest(*parts: str | bytes | Path) -> str:
+    """sha256 over texts, bytes and the contents of files, in order, each with its length before it."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.read_bytes() if isinstance(part, Path) else part.encode() if isinstance(part, str) else part
+        total.update(len(data).to_bytes(8, "big") + data)
+    return total.hexdigest()
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn what the operating system says about a folder into this project's errors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DeviceError(
+                f"{folder}: the disk is full ({error.strerror}). Free some space and use --resume."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise UsageError(
+                f"{folder}: cannot be written ({error.strerror}). Choose another folder with --out."
+            ) from error
+        raise
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Folders of one run. `bundles`, `models`, `predictions` and `samples` are results; `work` is for resuming."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: Path, *, resume: bool) -> Workspace:
+        """Make the folders, and prove that they can be written; without `resume` earlier work is removed."""
+        space = cls(root.resolve())
+        with writing_to(root):
+            if not resume:
+                shutil.rmtree(space.work, ignore_errors=True)
+            for name in ("bundles", "models", "predictions", "samples", "work"):
+                (space.root / name).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=space.root) as probe:
+                probe.write(b"edgekit")
+        return space
+
+    @property
+    def bundles(self) -> Path:
+        """The `.edge` files."""
+        return self.root / "bundles"
+
+    @property
+    def models(self) -> Path:
+        """The plain model files, a folder a bundle."""
+        return self.root / "models"
+
+    @property
+    def predictions(self) -> Path:
+        """What every bundle answered to every test sample."""
+        return self.root / "predictions"
+
+    @property
+    def samples(self) -> Path:
+        """Raw latencies."""
+        return self.root / "samples"
+
+    @property
+    def work(self) -> Path:
+        """What `--resume` goes on from."""
+        return self.root / "work"
+
+    def relative(self, path: Path) -> str:
+        """A path inside the output folder as the report holds it."""
+        return path.resolve().relative_to(self.root).as_posix()
+
+    def stage(self, number: int, name: str) -> Path:
+        """The folder that a stage may keep its own checkpoints in."""
+        folder = self.work / f"{number}-{name}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+
+@dataclass(frozen=True)
+class Context:
+    """The pipeline's `RunContext` for one stage."""
+
+    data: DataSet
+    targets: tuple[Target, ...]
+    seed: int
+    work: Path
+    deadline: float | None
+    progress: Progress
+
+    def measure(self, model: Model, target: Target) -> dict[str, Any]:
+        """Median latency in seconds of a float build of `model` on this machine's own runtime for `target`."""
+        from edgekit.profile import quick_latency
+
+        return {"latency_s": quick_latency(model, target, work=self.work, data=self.data)}
+
+
+def save_stage(folder: Path, key: str, model: Model) -> None:
+    """Keep a stage's result; `done.json` is written last and says what it was made from."""
+    from edgekit.graph.io import save_onnx
+
+    with writing_to(folder):
+        if isinstance(model, TorchModel):
+            from edgekit.train.checkpoint import save_torch
+
+            save_torch(model, folder / "model")
+        else:
+            (folder / "model").mkdir(exist_ok=True)
+            save_onnx(model.proto, folder / "model" / "graph.onnx")
+            if model.quant is not None:
+                (folder / "model" / "quant.json").write_text(model.quant.model_dump_json(indent=1), encoding="utf-8")
+        done = {"key": key, "kind": type(model).__name__, "step": asdict(model.history[-1])}
+        temporary = folder / ".done.json"
+        temporary.write_text(json.dumps(done, indent=1, default=str), encoding="utf-8")
+        temporary.replace(folder / "done.json")
+
+
+def load_stage(folder: Path, key: str, before: Model) -> Model | None:
+    """The result that an earlier run kept for exactly this `key`, or None."""
+    from edgekit.graph.io import load_onnx
+    from edgekit.graph.tools import tensor_specs
+    from edgekit.quant.spec import QuantSpec
+
+    try:
+        done: Mapping[str, Any] = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if done["key"] != key:
+        return None
+    step = Step(**{**done["step"], "notes": tuple(done["step"]["notes"]), "curve": tuple(done["step"]["curve"])})
+    if done["kind"] == "TorchModel":
+        from edgekit.train.checkpoint import load_torch
+
+        assert isinstance(before, TorchModel)
+        return load_torch(folder / "model", before).after(step)
+    proto = load_onnx(folder / "model" / "graph.onnx")
+    quant = folder / "model" / "quant.json"
+    spec = QuantSpec.model_validate_json(quant.read_text(encoding="utf-8")) if quant.exists() else None
+    inputs, outputs = tensor_specs(proto)
+    return OnnxModel(
+        name=before.name, proto=proto, inputs=inputs, outputs=outputs, quant=spec,
+        history=(*before.history, step), original=before.reference,
+    )  # fmt: skip
