@@ -105,11 +105,17 @@ def _card(report: Report, result: Result) -> Markup:
     reference = words.reference_of(report, result)
     before = reference.size_bytes if reference and reference.size_bytes else report.source.size_bytes
     status = "pass" if result.status == "measured" else "plain"
-    size = f"{times:.1f}x" if times and result.role != "reference" else show(result.size_bytes, "bytes")
-    from_to = (f"{show(before, 'bytes')} to", show(result.size_bytes, "bytes")) if times else ()
+    from_to = (f"{show(before, 'bytes')} to", show(result.size_bytes, "bytes"))
+    size = _fact("Size", show(result.size_bytes, "bytes"))
+    if times and result.role != "reference":
+        size = (
+            _fact("Smaller", f"{times:.1f}x", *from_to)
+            if times >= 1
+            else _fact("Larger", f"{1 / times:.2f}x", *from_to)
+        )
     moved = words.signed_points(change) if change is not None else words.share(seen)
     facts = [
-        _fact("Smaller" if result.role != "reference" else "Size", size, *from_to),
+        size,
         _fact("Accuracy", moved, *_range(seen, moved)),
         _speed_fact(result),
     ]
@@ -138,6 +144,8 @@ def _speed_fact(result: Result) -> Markup:
     pair = result.paired_with("reference")
     latency = words.percentile(result, "p50")
     if pair and result.role != "reference":
+        if pair.ratio > 1:
+            return _fact("Slower", f"{pair.ratio:.2f}x", f"[{pair.low:.2f}, {pair.high:.2f}]", f"p50 {latency}")
         return _fact("Faster", f"{1 / pair.ratio:.2f}x", f"[{1 / pair.high:.2f}, {1 / pair.low:.2f}]", f"p50 {latency}")
     below = "median latency" if latency != NOTHING else "no device" if result.status != "measured" else "not measured"
     return _fact("Speed", latency, below)

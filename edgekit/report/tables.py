@@ -22,11 +22,13 @@ MOST_CLASSES = 40
 _STATES = {"measured": "pass", "built": "plain", "emitted": "plain", "failed": "fail"}
 
 
-def table(head: Sequence[Content], rows: Sequence[Markup], *, text: Sequence[int] = (0,), class_: str = "") -> Markup:
-    """A table that scrolls sideways where it must; the columns in `text` stand left."""
+def table(
+    label: str, head: Sequence[Content], rows: Sequence[Markup], *, text: Sequence[int] = (0,), class_: str = ""
+) -> Markup:
+    """A table that scrolls sideways where it must; the columns in `text` stand left, `label` is read aloud."""
     cells = [el("th", name, scope="col", class_="t" if i in text else None) for i, name in enumerate(head)]
     inner = el("table", el("thead", el("tr", cells)), el("tbody", rows))
-    return el("div", inner, class_=f"tablebox {class_}".strip(), tabindex="0", role="group")
+    return el("div", inner, class_=f"tablebox {class_}".strip(), tabindex="0", role="region", aria_label=label)
 
 
 def chip(text: str, tone: str) -> Markup:
@@ -46,7 +48,11 @@ def gate(report: Report) -> Markup | None:
         )
         for entry in report.gate
     ]
-    return table(("Verdict", "Clause", "Where", "What was seen"), rows, text=range(4), class_="stack") if rows else None
+    return (
+        table("Gate", ("Verdict", "Clause", "Where", "What was seen"), rows, text=range(4), class_="stack")
+        if rows
+        else None
+    )
 
 
 def _where(target: str | None, backend: str | None) -> str:
@@ -66,7 +72,7 @@ def results(report: Report) -> Markup | None:
         "Bundle", "Status", "Size", "Accuracy", "Change", "P / R / F1, %", "Loss", "p50", "p90",
         "Time / reference", "Time / float", "Memory",
     )  # fmt: skip
-    return table(head, rows, text=(0, 1), class_="sticky") if rows else None
+    return table("Every bundle", head, rows, text=(0, 1), class_="sticky") if rows else None
 
 
 def _result(report: Report, result: Result) -> Markup:
@@ -141,7 +147,7 @@ def stages(report: Report) -> Markup:
         f"Stages took {show_seconds(total)}, training {show_seconds(training)} of that. "
         "SNR and agreement are against the reference."
     )
-    return join([el("p", note, class_="quiet"), table(head, rows, text=(0, 8))])
+    return join([el("p", note, class_="quiet"), table("Stages", head, rows, text=(0, 8))])
 
 
 def _plain(metrics: Metrics | None) -> dict[str, float]:
@@ -204,7 +210,7 @@ def _class_table(before: Sequence[ClassMetrics], after: Sequence[ClassMetrics]) 
     head = ("Class", "Samples", "Accuracy, %", "Precision, %", "Recall, %", "F1, %", "F1 change", axis)
     note = f"The {len(kept)} of {len(after)} classes whose F1 changed most; report.json holds all."
     few = [el("p", note, class_="quiet")] if len(kept) < len(after) else []
-    return [*few, table(head, rows, class_="sticky")]
+    return [*few, table("Classes", head, rows, class_="sticky")]
 
 
 def _class_row(was: ClassMetrics | None, new: ClassMetrics, floor: float) -> Markup:
@@ -262,7 +268,7 @@ def environment(report: Report) -> Markup | None:
         )
     versions = {k: v for r in report.results if r.device for k, v in r.device.versions.items()}
     rows += [_fact(f"{name} (device)", version) for name, version in versions.items()]
-    return table(("What", "Value"), rows, text=(0, 1), class_="stack") if rows else None
+    return table("Environment", ("What", "Value"), rows, text=(0, 1), class_="stack") if rows else None
 
 
 def _fact(name: str, value: str) -> Markup:
