@@ -116,7 +116,7 @@ def _card(report: Report, result: Result) -> Markup:
     moved = words.signed_points(change) if change is not None else words.share(seen)
     facts = [
         size,
-        _fact("Accuracy", moved, *_range(seen, moved)),
+        _fact("Accuracy", moved, *_range(seen, moved), *_scored_on(result)),
         _speed_fact(result),
     ]
     why = el("p", _sentence(result.ships_reason), class_="why") if result.ships_reason else None
@@ -134,6 +134,10 @@ def _range(seen: Interval | None, shown: str) -> tuple[str, ...]:
         return ("not measured",)
     value, ends = words.share(seen), f"[{100 * seen.low:.2f}, {100 * seen.high:.2f}]"
     return (ends,) if value == shown else (value, ends)
+
+
+def _scored_on(result: Result) -> tuple[str, ...]:
+    return (f"on {result.measured_on}",) if result.accuracy and result.status != "measured" else ()
 
 
 def _fact(name: str, value: str, *below: str) -> Markup:
@@ -158,10 +162,15 @@ def _empty_card(report: Report, target: str, backend: str) -> Markup:
     return el("div", head, el("p", why, class_="why"), class_="card")
 
 
-def _warnings(report: Report) -> Markup | None:
-    lines = [*report.warnings, *(f"{r.key}: {note}" for r in report.results for note in r.notes)]
-    lines = list(dict.fromkeys(lines))
-    return el("ul", [el("li", line) for line in lines], class_="warnings") if lines else None
+def _warnings(report: Report) -> Content:
+    """What did not help, then the notes of the builds, each said once."""
+    notes: dict[str, list[str]] = {}
+    for result in report.results:
+        for note in result.notes:
+            notes.setdefault(note, []).append(f"{words.backend(result.backend)} on {result.target}")
+    said = [f"{', '.join(dict.fromkeys(where))}: {note}" for note, where in notes.items()]
+    lists = [(report.warnings, "warnings"), (said, "quiet")]
+    return [el("ul", [el("li", line) for line in lines], class_=kind) for lines, kind in lists if lines]
 
 
 def _stages(report: Report) -> Content:

@@ -85,8 +85,8 @@ def _result(report: Report, result: Result) -> Markup:
             el("td", state, class_="t"),
             el("td", result.reason, colspan=10, class_="t wrap"),
         )
-    times = words.smaller(report, result)
-    below = [f"{times:.1f}x smaller"] if times and result.role != "reference" else []
+    times = words.smaller(report, result) or 1.0
+    below = [f"{times:.1f}x smaller"] if times >= 1.05 else [f"{1 / times:.2f}x larger"] if times <= 0.95 else []
     cells: list[Content] = [
         [show(result.size_bytes, "bytes"), [el("small", line) for line in below]],
         _with_interval(result.accuracy, "share"),

@@ -138,6 +138,13 @@ def test_constant_latencies_render(report):
     assert not re.search(r"\b(nan|inf)\b", html.render(report, samples=samples))
 
 
+def test_a_note_of_many_builds_is_said_once(report):
+    results = tuple(r.model_copy(update={"notes": ("placement is as planned",)}) for r in report.results)
+    text = Page(html.render(report.model_copy(update={"results": results}))).text
+    assert text.count("placement is as planned") == 1
+    assert "ONNX Runtime on x86-64, OpenVINO on x86-64, LiteRT on x86-64, ONNX Runtime on raspberry-pi-5" in text
+
+
 def test_many_classes_show_those_that_changed_most(report):
     def spread(result, change):
         first = result.per_class[0]
