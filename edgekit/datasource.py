@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from edgekit.data import DataSet, Preprocess, Split
-from edgekit.errors import UsageError
+from edgekit.errors import EdgekitError, UsageError
 from edgekit.usercode import is_function, load_function
 from edgekit.yamlfile import ModelT, explain, read_yaml
 
@@ -275,7 +275,15 @@ def _rows(raw: Raw, stem: str, rows: tuple[int, int] | None) -> Raw:
 
 
 def _from_function(source: str, base: Path) -> _Found:
-    result = load_function(source, base)()
+    function = load_function(source, base)
+    try:
+        result = function()
+    except EdgekitError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{source}() raised {type(error).__name__}: {error}. It must work without arguments."
+        ) from error
     if isinstance(result, DataSet):
         raw = {name: (s.inputs, s.labels, s.ids) for name, s in result.splits.items()}
         first = next(iter(result.splits.values()), None)

@@ -80,7 +80,7 @@ class MeasureSettings(_Value):
     """How times are taken: `threads` of the runtime, interleaved `rounds` a comparison, timed inferences at least."""
 
     threads: int = Field(default=1, ge=1, le=1024)
-    rounds: int = Field(default=20, ge=4, le=1000)
+    rounds: int = Field(default=40, ge=4, le=1000)
     samples: int = Field(default=200, ge=11, le=1_000_000)
 
 
@@ -306,4 +306,4 @@ def recipe_schema() -> dict[str, Any]:
                       "properties": {kind: {"$ref": f"#/$defs/stage.{kind}"}}})  # fmt: skip
     schema["properties"]["stages"]["items"] = {"oneOf": kinds}
     schema["properties"]["targets"]["items"] = {"anyOf": [{"$ref": "#/$defs/TargetSettings"}, {"type": "string"}]}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "edgekit recipe", **schema}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "edgekit recipe"}

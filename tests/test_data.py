@@ -229,11 +229,13 @@ def test_function_may_return_arrays_or_a_data_set(tmp_path):
         "from helper import ROWS\n"
         "def pairs():\n    return {'train': (np.zeros((ROWS, 2)), None), 'test': (np.ones((4, 2)), None)}\n"
         "def wrong():\n    return 5\n"
+        "def fails():\n    raise OSError('no disk')\n"
     )
     (tmp_path / "helper.py").write_text("ROWS = 8\n")
     assert len(load_data("own.py:pairs", base=tmp_path).split("train")) == 8
+    assert "own.py:fails() raised OSError: no disk" in refused("own.py:fails", base=tmp_path)
     assert "own.py:wrong returned int" in refused("own.py:wrong", base=tmp_path)
-    assert "has no function 'absent'. It has: pairs, wrong" in refused("own.py:absent", base=tmp_path)
+    assert "has no function 'absent'. It has: pairs, wrong, fails" in refused("own.py:absent", base=tmp_path)
     assert "no such file" in refused("other.py:pairs", base=tmp_path)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from edgekit.context import Progress, Silent, Task
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress as RichBars
     from rich.progress import TaskID
 
@@ -24,14 +25,15 @@ def progress_on_stderr(*, quiet: bool = False) -> Iterator[Progress]:
     if quiet:
         yield Silent()
     elif sys.stderr.isatty():
-        with _bars() as bars:
+        from rich.console import Console
+
+        with _bars(Console(stderr=True)) as bars:
             yield _Rich(bars)
     else:
         yield Plain(lambda line: print(line, file=sys.stderr, flush=True))
 
 
-def _bars() -> RichBars:
-    from rich.console import Console
+def _bars(console: Console) -> RichBars:
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as RichBars
 
@@ -44,7 +46,7 @@ def _bars() -> RichBars:
         TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
-        console=Console(stderr=True),
+        console=console,
         refresh_per_second=4,  # a faster one would disturb measurements on a small machine
     )
 

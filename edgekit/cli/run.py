@@ -32,7 +32,14 @@ def run(
     if as_json:
         say(report.model_dump_json(indent=2))
     else:
-        from edgekit.report.terminal import text
+        import sys
 
-        say(text(report))
+        from edgekit.report.terminal import render, text
+
+        if sys.stdout.isatty():
+            from rich.console import Console
+
+            Console(highlight=False).print(render(report))
+        else:
+            say(text(report))
     return int(report.exit_code)
