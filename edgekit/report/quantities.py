@@ -65,7 +65,9 @@ def _scaled(value: float, unit: str) -> tuple[str, str]:
 def _scale(value: float, unit: str) -> tuple[float, int, str]:
     """Factor, decimals and suffix that suit a value."""
     if unit == "s":
-        factor, suffix = (1.0, " s") if abs(value) >= 1 else (1e3, " ms") if abs(value) >= 1e-3 else (1e6, " µs")
+        factor, suffix = (
+            (1.0, " s") if abs(value) >= 1 or value == 0 else (1e3, " ms") if abs(value) >= 1e-3 else (1e6, " µs")
+        )
         return factor, _digits(abs(value) * factor), suffix
     if unit == "bytes":
         factor, suffix = (1e-6, " MB") if abs(value) >= 1e6 else (1e-3, " kB")

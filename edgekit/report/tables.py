@@ -143,10 +143,8 @@ def stages(report: Report) -> Markup:
     head = ("Stage", "Time", "MACs", "Parameters", "Output SNR", "Agreement", "Accuracy", "Loss", "Notes")
     total = sum(s.seconds for s in report.stages)
     training = sum(s.seconds for s in report.stages if s.curve)
-    note = (
-        f"Stages took {show_seconds(total)}, training {show_seconds(training)} of that. "
-        "SNR and agreement are against the reference."
-    )
+    part = f", training {show_seconds(training)} of that" if training else ""
+    note = f"Stages took {show_seconds(total)}{part}. SNR and agreement are against the reference."
     return join([el("p", note, class_="quiet"), table("Stages", head, rows, text=(0, 8))])
 
 
