@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from edgekit.backends import _litert_flatbuffer as fb
 from edgekit.backends._litert_match import named
 from edgekit.backends._litert_quantize import KERNELS, Decision, S8Grid, data_inputs, grid_of
 from edgekit.errors import BuildError
+from edgekit.quant.spec import PerChannel, PerTensor
+from edgekit.quant.weights import channel_scales, quantize_weight, scale_array
 
 if TYPE_CHECKING:
     import onnx
@@ -22,7 +25,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Weights = dict[int, tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]]
 _CLAMPS = ("Relu", "Clip")
-_INTERVALS = frozenset({"ADD", "SUB", "MUL", "RELU", "RELU6", "MINIMUM", "MAXIMUM"})
+_LIMITS = {"RELU": (0.0, np.inf), "RELU6": (0.0, 6.0), "RELU_0_TO_1": (0.0, 1.0), "RELU_N1_TO_1": (-1.0, 1.0)}
+_INTERVALS = frozenset({"ADD", "SUB", "MUL", "MINIMUM", "MAXIMUM", *_LIMITS})
 
 
 @dataclass
@@ -69,6 +73,10 @@ class _Decider:
                 self.readers.setdefault(name, []).append(node)
         self.grids: dict[int, S8Grid] = {}
         self.reasons: dict[int, str] = {}
+        self.users: dict[int, list[Any]] = {}
+        for operator in self.graph.operators:
+            for index in fb.indices(operator.inputs):
+                self.users.setdefault(index, []).append(operator)
         self.weights: Weights = {}
         self.notes: list[str] = []
 
@@ -131,7 +139,7 @@ class _Decider:
                 bounds.append((float(value.min()), float(value.max())))
             elif grid is not None:
                 bounds.append(((-128 - grid.zero_point) * grid.scale, (127 - grid.zero_point) * grid.scale))
-        if len(bounds) != len(fb.indices(operator.inputs)) or (name not in ("RELU", "RELU6") and len(bounds) != 2):
+        if len(bounds) != len(fb.indices(operator.inputs)) or (name not in _LIMITS and len(bounds) != 2):
             return None
         low, high = _combine(name, bounds)
         return grid_of(*_fused(operator, low, high))
@@ -149,6 +157,8 @@ class _Decider:
     def _objection(self, name: str, operator: Any) -> str | None:
         outputs = fb.indices(operator.outputs)
         kernel = KERNELS.get(name)
+        if self._absorbed(name, operator):
+            return None
         floats = [index for index in outputs if fb.type_name(self.graph.tensors[index]) == "FLOAT32"]
         if kernel is None or len(floats) != len(outputs):
             for index in floats:
@@ -175,11 +185,45 @@ class _Decider:
             elif kernel.grids == "input" and first in self.grids:
                 self.grids[index] = self.grids[first]
             elif index not in self.grids:
-                grid = None if self.matches.get(index) else self._interval(name, operator)
+                known = self.matches.get(index)
+                grid = self._from_reader(index) or (None if known else self._interval(name, operator))
                 if grid is None:
                     return self._missing(name, index)
                 self.grids[index] = grid
         return None
+
+    def _absorbed(self, name: str, operator: Any) -> bool:
+        """Whether an operator clamps to what the grid of its input holds anyway: the rewriter drops it."""
+        if name not in _LIMITS:
+            return False
+        (source,), (result,) = fb.indices(operator.inputs), fb.indices(operator.outputs)
+        grid = self.grids.get(source)
+        if grid is None or self._own_grid(result) not in (None, grid):
+            return False
+        low, high = (-128 - grid.zero_point) * grid.scale, (127 - grid.zero_point) * grid.scale
+        if low < _LIMITS[name][0] - grid.scale / 2 or high > _LIMITS[name][1] + grid.scale / 2:
+            return False
+        self.grids[result] = grid
+        return True
+
+    def _from_reader(self, index: int) -> S8Grid | None:
+        """The grid of a tensor inside a decomposed activation, from the one operator that reads it.
+
+        A clamp's input takes the grid of its output, whose ends do the clamping; a tensor that is multiplied by one
+        positive constant takes the product's grid divided by it.
+        """
+        users = self.users.get(index, [])
+        name = fb.operator_name(self.model, users[0]) if len(users) == 1 else ""
+        if name in _LIMITS:
+            return self._own_grid(fb.indices(users[0].outputs)[0])
+        if name != "MUL":
+            return None
+        (other,) = [place for place in fb.indices(users[0].inputs) if place != index] or [index]
+        factor = fb.constant(self.model, self.graph.tensors[other])
+        grid = self._own_grid(fb.indices(users[0].outputs)[0])
+        if grid is None or factor is None or factor.size != 1 or float(factor.reshape(-1)[0]) <= 0:
+            return None
+        return S8Grid(float(np.float32(grid.scale / factor.reshape(-1)[0])), grid.zero_point)
 
     def _missing(self, name: str, index: int) -> str:
         names = self.matches.get(index, ())
@@ -216,7 +260,7 @@ class _Decider:
         lonely: set[int] = set()
         for place in sorted(chosen, reverse=True):
             name, operator = operators[place]
-            if KERNELS[name].grids == "free":
+            if name in _LIMITS or KERNELS[name].grids == "free":
                 continue
             outputs = set(fb.indices(operator.outputs))
             after = any(
@@ -232,50 +276,43 @@ class _Decider:
 
     def _weight(self, name: str, operator: Any, axis: int) -> bool:
         """Find the ONNX weight with the same values in the same channels, and take its scales."""
-        from edgekit.quant.spec import PerChannel
-        from edgekit.quant.weights import channel_scales, quantize_weight, scale_array
-
         index = fb.indices(operator.inputs)[1]
         value = fb.constant(self.model, self.graph.tensors[index])
         if value is None:
             return False
         if index in self.weights:
             return True
-        scales = self._scales_of(value, axis)
-        if scales is None:
-            own = channel_scales(value, axis)
+        here = self._scales_of(value, axis)
+        if here is None:
+            here = channel_scales(value, axis)
             label = self._label(fb.indices(operator.outputs)[0])
-            self.notes.append(f"the weight of {name} {label!r} is a product of the converter: its scales are its own")
-            self.weights[index] = quantize_weight(value, own, self.variant), scale_array(own, self.variant)
-            return True
-        here = PerChannel(axis=axis, scales=scales.scales) if isinstance(scales, PerChannel) else scales
+            self.notes.append(f"the weight of {name} {label!r} is the converter's own: its scales come from its values")
         self.weights[index] = quantize_weight(value, here, self.variant), scale_array(here, self.variant).reshape(-1)
         return True
 
-    def _scales_of(self, value: Array, axis: int) -> Any:
-        from edgekit.quant.spec import PerChannel
-
+    def _scales_of(self, value: Array, axis: int) -> PerChannel | PerTensor | None:
+        """Those of the ONNX weight with equal values, or values that the converter multiplied by one number."""
         own = _channels(value, axis)
-        for name, (array, scales) in self._onnx_weights().items():
-            if array.size != value.size or name not in self.spec.weights:
+        for array, scales in self._onnx_weights:
+            if array.size != value.size:
                 continue
-            if not isinstance(scales, PerChannel):
-                if np.array_equal(np.sort(array, axis=None), np.sort(value, axis=None)):
-                    return scales
-            elif array.shape[scales.axis] == value.shape[axis] and np.array_equal(_channels(array, scales.axis), own):
-                return scales
+            along = getattr(scales, "axis", None)
+            if along is not None and array.shape[along] != value.shape[axis]:
+                continue
+            factor = _ratio(own, np.sort(array, axis=None)[None] if along is None else _channels(array, along))
+            if factor is None:
+                continue
+            if isinstance(scales, PerChannel):
+                return PerChannel(axis=axis, scales=tuple(float(np.float32(s * factor)) for s in scales.scales))
+            return PerTensor(scale=float(np.float32(scales.scale * factor)))
         return None
 
-    def _onnx_weights(self) -> dict[str, tuple[Array, Any]]:
-        if not hasattr(self, "_weights_cache"):
-            from onnx import numpy_helper
+    @cached_property
+    def _onnx_weights(self) -> list[tuple[Array, PerChannel | PerTensor]]:
+        from onnx import numpy_helper
 
-            self._weights_cache = {
-                tensor.name: (numpy_helper.to_array(tensor), self.spec.weights[tensor.name])
-                for tensor in self.proto.graph.initializer
-                if tensor.name in self.spec.weights
-            }
-        return self._weights_cache
+        initializers = {tensor.name: tensor for tensor in self.proto.graph.initializer}
+        return [(numpy_helper.to_array(initializers[name]), scales) for name, scales in self.spec.weights.items()]
 
     def _label(self, index: int) -> str:
         names = self.matches.get(index, ())
@@ -287,11 +324,21 @@ def _channels(value: Array, axis: int) -> Array:
     return np.sort(np.moveaxis(value, axis, 0).reshape(value.shape[axis], -1), axis=1)
 
 
+def _ratio(own: Array, other: Array) -> float | None:
+    """The positive number by which `other` was multiplied to give `own`; None if they differ otherwise."""
+    other = other.reshape(own.shape) if other.size == own.size and len(other) == len(own) else np.sort(other, axis=None)
+    own = own if own.shape == other.shape else np.sort(own, axis=None)
+    if np.array_equal(own, other):
+        return 1.0
+    peak, base = float(np.abs(own).max(initial=0)), float(np.abs(other).max(initial=0))
+    if not peak or not base or not np.allclose(own, other * (peak / base), rtol=1e-5, atol=1e-6 * peak):
+        return None
+    return peak / base
+
+
 def _combine(name: str, bounds: list[tuple[float, float]]) -> tuple[float, float]:
-    if name in ("RELU", "RELU6"):
-        low, high = bounds[0]
-        top = 6.0 if name == "RELU6" else np.inf
-        return float(np.clip(low, 0, top)), float(np.clip(high, 0, top))
+    if name in _LIMITS:
+        return _clip(_LIMITS[name], *bounds[0])
     combine = {"ADD": np.add, "SUB": np.subtract, "MUL": np.multiply, "MINIMUM": np.minimum, "MAXIMUM": np.maximum}
     results = [float(combine[name](a, b)) for a in bounds[0] for b in bounds[1]]
     return min(results), max(results)
@@ -301,6 +348,9 @@ def _fused(operator: Any, low: float, high: float) -> tuple[float, float]:
     """The range after the operator's fused activation."""
     kinds = fb.schema().ActivationFunctionType
     kind = getattr(operator.builtinOptions, "fusedActivationFunction", kinds.NONE)
-    limits = {kinds.RELU: (0.0, np.inf), kinds.RELU6: (0.0, 6.0), kinds.RELU_N1_TO_1: (-1.0, 1.0)}
-    bottom, top = limits.get(kind, (-np.inf, np.inf))
-    return float(np.clip(low, bottom, top)), float(np.clip(high, bottom, top))
+    names = {kinds.RELU: "RELU", kinds.RELU6: "RELU6", kinds.RELU_N1_TO_1: "RELU_N1_TO_1"}
+    return _clip(_LIMITS[names[kind]], low, high) if kind in names else (low, high)
+
+
+def _clip(limits: tuple[float, float], low: float, high: float) -> tuple[float, float]:
+    return float(np.clip(low, *limits)), float(np.clip(high, *limits))

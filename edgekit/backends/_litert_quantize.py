@@ -39,7 +39,7 @@ class Kernel:
 
     `grids`: "free" (every tensor its own), "input" (the output takes that of the first input), "output" (all inputs
     take that of the output). `fixed` is an output grid that the kernel insists on. `weight_axis` is the output
-    channel's axis of the constant second operand.
+    channel's axis of the constant second operand; a bias follows the last of `data_inputs` and it.
     """
 
     version: int
@@ -54,6 +54,7 @@ KERNELS: dict[str, Kernel] = {
     "CONV_2D": Kernel(3, weight_axis=0, data_inputs=(0,)),
     "DEPTHWISE_CONV_2D": Kernel(3, weight_axis=3, data_inputs=(0,)),
     "FULLY_CONNECTED": Kernel(4, weight_axis=0, data_inputs=(0,)),
+    "TRANSPOSE_CONV": Kernel(3, weight_axis=0, data_inputs=(2,)),
     "ADD": Kernel(2),
     "SUB": Kernel(2),
     "MUL": Kernel(2),
@@ -86,13 +87,15 @@ KERNELS: dict[str, Kernel] = {
     "MINIMUM": Kernel(2, "output"),
 }
 
+CLAMPS = frozenset({"RELU", "RELU6", "RELU_0_TO_1", "RELU_N1_TO_1"})
+
 
 @dataclass(frozen=True)
 class Decision:
     """What to make of the float graph: all keys are positions in it.
 
-    `grids` holds the grid of float activation tensors, `operators` those that run in int8, `weights` the int8 value
-    and the per-channel scales (one scale: per tensor) of constant weights.
+    `grids` holds the grid of float activation tensors, `operators` those that run in int8 (or vanish: clamps between
+    equal grids), `weights` the int8 value and the per-channel scales (one scale: per tensor) of constant weights.
     """
 
     grids: Mapping[int, S8Grid]
@@ -142,6 +145,8 @@ class _Rewriter:
         self.graph.operators = self.operators
 
     def _integer(self, name: str, operator: Any) -> None:
+        if name in CLAMPS and self._same_grid(operator):
+            return
         kernel = KERNELS[name]
         inputs, outputs = fb.indices(operator.inputs), fb.indices(operator.outputs)
         data = data_inputs(name, operator)
@@ -150,7 +155,8 @@ class _Rewriter:
         shared = kernel.grids == "output" or (len(data) > 1 and kernel.grids == "input")
         news = {index: self._need_int8(index, common if shared else self._grid(index)) for index in data}
         if kernel.weight_axis is not None:
-            news |= self._constants(inputs, kernel.weight_axis, common)
+            last = max(1, *(kernel.data_inputs or ()))
+            news |= self._constants(inputs, last, kernel.weight_axis, common)
         operator.inputs = [news.get(index, index) for index in inputs]
         operator.opcodeIndex = self._code(name, operator, kernel.version)
         self.operators.append(operator)
@@ -159,6 +165,15 @@ class _Rewriter:
             made = kernel.fixed or (common if kernel.grids == "input" else grid)
             results.append(self._twin(index, made))
         operator.outputs = results
+
+    def _same_grid(self, operator: Any) -> bool:
+        """Drop a clamp between equal grids: the ends of its input's grid have clamped already."""
+        (source,), (result,) = fb.indices(operator.inputs), fb.indices(operator.outputs)
+        grid = self._grid(source)
+        if grid != self._grid(result):
+            return False
+        self.twins.setdefault(result, {})[grid] = self._need_int8(source, grid)
+        return True
 
     def _code(self, name: str, operator: Any, version: int) -> int:
         """Options of newer versions (such as FULLY_CONNECTED's keep_num_dims) must not be lost."""
@@ -174,14 +189,15 @@ class _Rewriter:
             raise BuildError(f"LiteRT: tensor {fb.tensor_name(self.graph.tensors[index])!r} has no range.")
         return grid_of(float(value.min(initial=0)), float(value.max(initial=0)))
 
-    def _constants(self, inputs: list[int], axis: int, grid: S8Grid) -> dict[int, int]:
+    def _constants(self, inputs: list[int], last: int, axis: int, grid: S8Grid) -> dict[int, int]:
         values, scales = self.decision.weights[inputs[1]]
         news = {inputs[1]: self._constant(inputs[1], values, scales, axis, "INT8")}
-        if len(inputs) > 2 and inputs[2] >= 0:
-            bias = fb.constant(self.model, self.graph.tensors[inputs[2]])
-            assert bias is not None
+        place = last + 1
+        if len(inputs) > place and inputs[place] >= 0:
+            bias = fb.constant(self.model, self.graph.tensors[inputs[place]])
+            assert bias is not None  # see `_litert_decide`: others stay float
             integers, steps = quantize_bias(bias, grid.scale, scales)
-            news[inputs[2]] = self._constant(inputs[2], integers, steps, 0, "INT32")
+            news[inputs[place]] = self._constant(inputs[place], integers, steps, 0, "INT32")
         return news
 
     def _constant(
