@@ -70,8 +70,12 @@ class OnnxRuntime:
         proto = emitted(job, self.name)
         path = job.work / "model.onnx"
         _write(path, proto.SerializeToString(deterministic=True))
-        optimized = _optimized(ort, path, proto)
-        _check(ort, path, job)
+        try:
+            optimized = _optimized(ort, path, proto)
+            _check(ort, path, job)
+        except BaseException:
+            path.unlink()
+            raise
         spec = job.model.quant if job.role == "quantized" else None
         return Built(
             status="built",

@@ -3,12 +3,11 @@
 import re
 import subprocess
 import sys
-from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
 
-from edgekit import plugins
+from edgekit import registry
 from edgekit.backends import BACKENDS
 from edgekit.errors import UsageError
 
@@ -24,6 +23,7 @@ def package(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_page_is_proven(package):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_evaluator.py"]
     ran = subprocess.run(command, cwd=package, capture_output=True, text=True, check=False)
@@ -32,11 +32,16 @@ def test_the_page_is_proven(package):
 
 
 def test_found_by_its_entry_point(package, monkeypatch):
-    group, value = re.search(r'entry-points\."([\w.]+)"\]\nevaluator = "([\w:]+)"', PAGE.read_text()).groups()
-    point = EntryPoint(name="evaluator", value=value, group=group)
+    """As pip would have installed it: a folder on the path with the entry points of the page."""
+    heading, line = re.search(
+        r'\[project\.entry-points\."([\w.]+)"\]\n(evaluator = "[\w:]+")', PAGE.read_text()
+    ).groups()
+    about = package / "evaluator-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: evaluator\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[{heading}]\n{line}\n".replace('"', ""))
     monkeypatch.syspath_prepend(str(package))
-    monkeypatch.setattr(plugins, "entry_points", lambda group: EntryPoints([point]).select(group=group))
-    found = plugins.load("backend", "evaluator", "edgekit.backends", BACKENDS)
+    found = registry.resolve("backend", "evaluator", BACKENDS, heading)
     assert found.name == "evaluator" and found().availability().compiles
     with pytest.raises(UsageError, match="Did you mean 'evaluator'"):
-        plugins.load("backend", "evaluater", "edgekit.backends", BACKENDS)
+        registry.resolve("backend", "evaluater", BACKENDS, heading)
