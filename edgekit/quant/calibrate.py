@@ -18,7 +18,7 @@ from edgekit.errors import UsageError
 from edgekit.quant.plan import Plan
 from edgekit.quant.session import open_session
 from edgekit.quant.spec import Range
-from edgekit.quant.view import GraphView
+from edgekit.quant.view import GraphView, typed
 
 if TYPE_CHECKING:
     import onnx
@@ -82,7 +82,7 @@ def find_extremes(
 ) -> Extremes:
     """One pass: smallest and largest value of every activation that needs a range."""
     names = [name for name in plan.ranges if name not in plan.fixed]
-    view = GraphView(proto.graph)
+    view = GraphView(typed(proto).graph)
     doubtful = _doubtful(view)
     session = open_session(_with_extremes(proto, names, doubtful))
     found = Extremes()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from edgekit.quant.view import GraphView, attribute, clip_bounds
+from edgekit.quant.view import GraphView, attribute, clip_bounds, typed
 
 if TYPE_CHECKING:
     import onnx
@@ -55,7 +55,7 @@ class Plan:
 
 def plan(proto: onnx.ModelProto, keep_float: Collection[str] = ()) -> Plan:
     """Decide, node by node in topological order. `keep_float` holds names of nodes that the user wants in float."""
-    return _Planner(GraphView(proto.graph), frozenset(keep_float)).run()
+    return _Planner(GraphView(typed(proto).graph), frozenset(keep_float)).run()
 
 
 def weight_axis(node: onnx.NodeProto, rank: int) -> int | None:

@@ -24,6 +24,17 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     return default
 
 
+def typed(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the types of all tensors; the same object if it has them already."""
+    import onnx
+
+    graph = proto.graph
+    known = {value.name for value in (*graph.value_info, *graph.output)}
+    if all(name in known for node in graph.node for name in node.output if name):
+        return proto
+    return onnx.shape_inference.infer_shapes(proto)
+
+
 class GraphView:
     """Lookups over one graph; build a new one after the graph changes."""
 
