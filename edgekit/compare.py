@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from edgekit.agent.stats import least_samples, percentile
 from edgekit.bundle import Bundle
 from edgekit.devices import Device
 
@@ -28,6 +29,8 @@ class Comparison:
     high: float
     rounds: tuple[Round, ...]
     info: tuple[Any, ...] = field(default=(), repr=False)
+    confidence: float = 0.95
+    """What the interval was computed at, so that it holds with 95 % after every look."""
 
 
 def paired_ratio(rounds: Sequence[Round], *, confidence: float = 0.95) -> tuple[float, float, float]:
@@ -77,7 +80,26 @@ def compare(
         ratio, low, high = paired_ratio(taken, confidence=confidence)
         if all(high < limit or low > limit for limit in limits):
             break
-    return Comparison(ratio, low, high, tuple(taken), tuple(infos))
+    return Comparison(ratio, low, high, tuple(taken), tuple(infos), confidence)
+
+
+def at_percentile(seen: Comparison, percent: float) -> Comparison | None:
+    """The same rounds compared at another percentile of their blocks, such as 90.
+
+    None where a block holds fewer samples than the percentile needs, or the device kept no samples (`samples_s` in
+    the info of its pairs: one entry a round, with the latencies of its four blocks).
+    """
+    taken: list[Round] = []
+    for info in seen.info:
+        for a1, b1, b2, a2 in info.get("samples_s", ()):
+            if min(map(len, (a1, b1, b2, a2))) < least_samples(percent):
+                return None
+            taken.append((percentile(a1, percent), percentile(b1, percent), percentile(b2, percent),
+                          percentile(a2, percent)))  # fmt: skip
+    if len(taken) < 2:
+        return None
+    ratio, low, high = paired_ratio(taken, confidence=seen.confidence)
+    return Comparison(ratio, low, high, tuple(taken), confidence=seen.confidence)
 
 
 def t_quantile(level: float, freedom: int) -> float:
