@@ -13,8 +13,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from edgekit.data import DataSet, Preprocess, Split
-from edgekit.errors import EdgekitError, UsageError
-from edgekit.usercode import is_function, load_function
+from edgekit.errors import UsageError
+from edgekit.usercode import call_function, is_function
 from edgekit.yamlfile import ModelT, explain, read_yaml
 
 HELD_OUT = 0.2
@@ -275,15 +275,8 @@ def _rows(raw: Raw, stem: str, rows: tuple[int, int] | None) -> Raw:
 
 
 def _from_function(source: str, base: Path) -> _Found:
-    function = load_function(source, base)
-    try:
-        result = function()
-    except EdgekitError:
-        raise
-    except Exception as error:
-        raise UsageError(
-            f"{source}() raised {type(error).__name__}: {error}. It must work without arguments."
-        ) from error
+    file, _, function = source.rpartition(":")
+    result = call_function(base / file, function)
     if isinstance(result, DataSet):
         raw = {name: (s.inputs, s.labels, s.ids) for name, s in result.splits.items()}
         first = next(iter(result.splits.values()), None)
@@ -302,7 +295,7 @@ def _from_function(source: str, base: Path) -> _Found:
             _canonical(str(k)): (np.asarray(x), None if y is None else np.asarray(y), None)
             for k, (x, y) in result.items()
         }
-        return _Found(source.rpartition(":")[2], pairs)
+        return _Found(function, pairs)
     raise UsageError(
         f"{source} returned {type(result).__name__}: it must return an edgekit.DataSet or a dict of "
         "split name -> (samples, labels or None)."

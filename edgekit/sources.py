@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.errors import EdgekitError, UsageError
+from edgekit.errors import UsageError
 from edgekit.extras import require
 from edgekit.model import Model, OnnxModel, TensorSpec, TorchModel
+from edgekit.usercode import call_function
 
 if TYPE_CHECKING:
     import onnx
@@ -129,71 +126,11 @@ def _from_python(
 
 
 def _build(file: Path, function: str, torch: Any) -> nn.Module:
-    with _importable(file.parent.resolve()):
-        python = _import_file(file)
-        maker = getattr(python, function, None)
-        if not callable(maker):
-            known = sorted(n for n, v in vars(python).items() if callable(v) and not n.startswith("_"))
-            seen = f"has no function {function!r}" if maker is None else f"has a {function!r} that is not a function"
-            raise UsageError(f"{file} {seen}. It defines: {', '.join(known) or 'no function at all'}.")
-        try:
-            module = maker()
-        except Exception as error:
-            raise UsageError(
-                f"{file}:{function}() raised {type(error).__name__}: {error}. It must work without arguments."
-            ) from error
+    module = call_function(file, function)
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"{file}:{function}() returned {type(module).__name__}: it must return a torch.nn.Module.")
-    return module  # type: ignore[no-any-return]
-
-
-def _import_file(file: Path) -> Any:
-    # A private name, since dataclasses and torch look a class's module up in sys.modules while it is in use.
-    private = f"_edgekit_source_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(private, file)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{file} cannot be imported as Python.")
-    python = importlib.util.module_from_spec(spec)
-    sys.modules[private] = python
-    try:
-        spec.loader.exec_module(python)
-    except EdgekitError:
-        raise
-    except Exception as error:
-        del sys.modules[private]
-        raise UsageError(f"importing {file} raised {type(error).__name__}: {error}.") from error
-    return python
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let a model file import its siblings; afterwards sys.path and sys.modules are as they were.
-
-    A sibling may bear the name of a module that is loaded already (`utils`, `model`): that one is set aside.
-    """
-    found = {p.stem for p in folder.glob("*.py")} | {p.parent.name for p in folder.glob("*/__init__.py")}
-    siblings = {name for name in found if not _installed(name)}
-
-    def take() -> dict[str, Any]:
-        return {n: sys.modules.pop(n) for n in list(sys.modules) if n.partition(".")[0] in siblings}
-
-    aside = take()
-    sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-        take()
-        sys.modules.update(aside)
-
-
-def _installed(name: str) -> bool:
-    """Whether `name` is part of Python, of edgekit or of an installed package: those are never set aside."""
-    if name in sys.stdlib_module_names or name == "edgekit":
-        return True
-    file = getattr(sys.modules.get(name), "__file__", None) or ""
-    return "site-packages" in file or "dist-packages" in file
+    built: nn.Module = module
+    return built
 
 
 def _try_forward(module: nn.Module, inputs: tuple[TensorSpec, ...], source: str, torch: Any) -> None:

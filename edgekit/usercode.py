@@ -1,15 +1,16 @@
-"""Functions of the user's own, named `module.py:function` in a recipe: the one place that runs them in."""
+"""Functions of the user's own, named `module.py:function` in a recipe: the one place that runs them."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import UsageError
+from edgekit.errors import EdgekitError, UsageError
 
 
 def is_function(source: str) -> bool:
@@ -22,31 +23,75 @@ def is_function(source: str) -> bool:
     return file.endswith(".py") and function.isidentifier()
 
 
-def load_function(source: str, base: Path = Path()) -> Callable[..., Any]:
-    """Import `module.py` (relative to `base`) with its folder importable, and return `function` of it.
+def call_function(file: Path, function: str) -> Any:
+    """Import `file`, with its siblings importable, and return what its `function()` returns.
 
     Raises:
-        UsageError: no such file or function, or the module fails to import.
+        UsageError: no such file or function, or one of them raises.
     """
-    file, _, name = source.rpartition(":")
-    path = (base / file).resolve()
-    if not path.is_file():
-        raise UsageError(f"{source}: no such file: {path}. Give `module.py:function`, relative to the recipe's folder.")
-    alias = f"_edgekit_user_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(alias, path)
-    assert spec is not None and spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[alias] = module  # dataclasses and pickling look modules up by name
-    sys.path.insert(0, str(path.parent))
+    if not file.is_file():
+        raise UsageError(f"{file}: no such file. Give `module.py:function`, relative to the recipe's folder.")
+    with _importable(file.parent.resolve()):
+        python = _import_file(file)
+        maker = getattr(python, function, None)
+        if not callable(maker):
+            known = sorted(n for n, v in vars(python).items() if callable(v) and not n.startswith("_"))
+            seen = f"has no function {function!r}" if maker is None else f"has a {function!r} that is not a function"
+            raise UsageError(f"{file} {seen}. It defines: {', '.join(known) or 'no function at all'}.")
+        try:
+            return maker()
+        except EdgekitError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"{file}:{function}() raised {type(error).__name__}: {error}. It must work without arguments."
+            ) from error
+
+
+def _import_file(file: Path) -> Any:
+    # A private name, since dataclasses and torch look a class's module up in sys.modules while it is in use.
+    private = f"_edgekit_source_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(private, file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{file} cannot be imported as Python.")
+    python = importlib.util.module_from_spec(spec)
+    sys.modules[private] = python
     try:
-        spec.loader.exec_module(module)
+        spec.loader.exec_module(python)
+    except EdgekitError:
+        raise
     except Exception as error:
-        sys.modules.pop(alias, None)
-        raise UsageError(f"{source}: importing {path} failed: {type(error).__name__}: {error}") from error
+        del sys.modules[private]
+        raise UsageError(f"importing {file} raised {type(error).__name__}: {error}.") from error
+    return python
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let a model file import its siblings; afterwards sys.path and sys.modules are as they were.
+
+    A sibling may bear the name of a module that is loaded already (`utils`, `model`): that one is set aside.
+    """
+    found = {p.stem for p in folder.glob("*.py")} | {p.parent.name for p in folder.glob("*/__init__.py")}
+    siblings = {name for name in found if not _installed(name)}
+
+    def take() -> dict[str, Any]:
+        return {n: sys.modules.pop(n) for n in list(sys.modules) if n.partition(".")[0] in siblings}
+
+    aside = take()
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
     finally:
-        sys.path.remove(str(path.parent))
-    function = getattr(module, name, None)
-    if not callable(function):
-        offered = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
-        raise UsageError(f"{source}: {path} has no function {name!r}. It has: {offered or 'none'}.")
-    return function  # type: ignore[no-any-return]
+        sys.path.remove(str(folder))
+        take()
+        sys.modules.update(aside)
+
+
+def _installed(name: str) -> bool:
+    """Whether `name` is part of Python, of edgekit or of an installed package: those are never set aside."""
+    if name in sys.stdlib_module_names or name == "edgekit":
+        return True
+    file = getattr(sys.modules.get(name), "__file__", None) or ""
+    return "site-packages" in file or "dist-packages" in file

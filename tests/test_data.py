@@ -235,7 +235,7 @@ def test_function_may_return_arrays_or_a_data_set(tmp_path):
     assert len(load_data("own.py:pairs", base=tmp_path).split("train")) == 8
     assert "own.py:fails() raised OSError: no disk" in refused("own.py:fails", base=tmp_path)
     assert "own.py:wrong returned int" in refused("own.py:wrong", base=tmp_path)
-    assert "has no function 'absent'. It has: pairs, wrong, fails" in refused("own.py:absent", base=tmp_path)
+    assert "has no function 'absent'. It defines: fails, pairs, wrong." in refused("own.py:absent", base=tmp_path)
     assert "no such file" in refused("other.py:pairs", base=tmp_path)
 
 

@@ -77,20 +77,36 @@ def test_the_wheel_holds_targets_and_no_tests(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """The `bin` folder of an environment that holds the wheel and its core dependencies, and nothing else."""
+    folder = tmp_path_factory.mktemp("core")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "-q", wheel], check=True)
+    return folder / "bin"
+
+
 @pytest.mark.slow
-def test_an_installed_wheel_finds_its_targets_outside_the_checkout(wheel, tmp_path, repo_root):
-    """In an interpreter that sees the wheel's files and the core packages, and not the checkout."""
-    site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
-    code = (
-        "import sys\n"
-        f"sys.path[:] = [{str(site)!r}, *(p for p in sys.path if p != {str(repo_root)!r})]\n"
-        "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
-        "import json, edgekit; from edgekit.cli.app import app\n"
-        "print(json.dumps([edgekit.__file__, edgekit.list_targets(), edgekit.load_target('rtx-ampere').gpu.compute]))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    file, targets, compute = json.loads(done.stdout)
-    assert Path(file).is_relative_to(site)
-    assert targets == sorted(path.stem for path in (repo_root / "targets").glob("*.yaml"))
-    assert compute == "8.6"
+def test_an_installed_wheel_finds_its_targets_outside_the_checkout(installed, tmp_path, repo_root):
+    done = subprocess.run([installed / "edgekit", "targets", "--json"], cwd=tmp_path, capture_output=True, check=True)
+    names = [target["name"] for target in json.loads(done.stdout)]
+    assert names == sorted(path.stem for path in (repo_root / "targets").glob("*.yaml"))
+
+
+@pytest.mark.slow
+def test_without_extras_doctor_says_what_to_type(installed, tmp_path):
+    command = [installed / "edgekit", "doctor"]
+    text = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    for extra in ("onnxruntime", "openvino", "litert", "tensorrt", "torch", "onnx"):
+        assert f"pip install 'edgekit-toolchain[{extra}]'" in text
+
+
+@pytest.mark.slow
+def test_a_missing_extra_is_one_line_with_the_pip_command(installed, tmp_path, repo_root):
+    recipe = repo_root / "examples" / "fashion_mnist" / "recipe.yaml"
+    command = [installed / "edgekit", "run", recipe, "--out", tmp_path / "out", "--quiet"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 6
+    assert done.stdout == ""
+    assert "needs the package 'torch'. Install it: pip install 'edgekit-toolchain[torch]'" in done.stderr
+    assert done.stderr.count("\n") == 1
