@@ -244,8 +244,9 @@ def _ratio(clause: Clause, shipped: Result, other: Result) -> Observed:
     if shipped is other:
         return _exact(1.0, "ratio")
     if metric in LATENCIES:
-        statistic = metric.partition(".")[2]
-        pair = shipped.paired_with(other.role, statistic)
+        pair = shipped.paired_with(other.role, metric.partition(".")[2])
+        if pair is None and any(p.vs == other.role and p.rounds == 0 for p in shipped.paired):
+            return _exact(1.0, "ratio")  # the same compiled model: there was nothing to compare
         if pair is None:
             raise _AbsentError(f"{metric} of {shipped.role} and {other.role} was not compared in interleaved rounds")
         if other.invalid:

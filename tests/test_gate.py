@@ -144,6 +144,14 @@ def test_a_shipped_float_bundle_against_float_is_itself():
     assert (lost.verdict, lost.observed.value) == ("pass", 0.0)
 
 
+@pytest.mark.parametrize("statistic", ["p50", "p90"])
+def test_the_same_compiled_model_has_a_ratio_of_one_at_every_percentile(statistic):
+    same = Paired(vs="reference", statistic="p50", ratio=1.0, low=1.0, high=1.0, rounds=0)
+    clause = Clause(metric=f"latency.{statistic}", vs="reference", max_ratio=1.0)
+    found = one(clause, result("float", ships=True, paired=[same]), result("reference"))
+    assert (found.verdict, found.observed.value) == ("pass", 1.0)
+
+
 def test_size_against_another_bundle_is_exact():
     clause = Clause(metric="size", vs="reference", max_ratio=0.25)
     found = one(clause, result(), result("reference"))
