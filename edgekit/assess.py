@@ -112,11 +112,15 @@ class Oracle:
         """The share of samples on which the first choice is the reference's."""
         return agreement(scores(self.outputs), scores(outputs)).value if self.classification else None
 
+    @cached_property
+    def evaluation(self) -> Evaluation | None:
+        """The reference's own metrics; None for a task, or data, without any."""
+        return self.evaluate(self.outputs) if self.split.labels is not None else None
 
     @cached_property
     def step(self) -> Step:
         """The reference as the step before the first."""
-        seen = self.evaluate(self.outputs)
+        seen = self.evaluation
         macs, parameters = _spent(self.model)
         metrics = {} if seen is None else flat(seen)
         return Step("source", {}, 0.0, metrics=metrics, macs=macs, parameters=parameters)
@@ -126,7 +130,7 @@ def assess(model: Model, step: Step, oracle: Oracle) -> Step:
     """The step with what can be said of the model on the host: distance from the reference, metrics, cost."""
     every = -(-len(oracle.split) // CHECKED)
     outputs = outputs_of(model, [x[::every] for x in oracle.inputs])
-    part = replace(oracle, split=oracle.split.take(slice(None, None, every))) if every > 1 else oracle
+    part = replace(oracle, split=oracle.split.take(np.arange(0, len(oracle.split), every))) if every > 1 else oracle
     if part is not oracle:
         part.__dict__["outputs"] = [y[::every] for y in oracle.outputs]
     seen = part.evaluate(outputs)

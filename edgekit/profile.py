@@ -73,14 +73,7 @@ class Profiler:
         split, name = self.oracle.split, bundle.path.stem
         outputs = self.space.work / f"{name}.npz"
         with self.progress.task(f"evaluate {name}", len(split)) as task:
-            done = 0
-
-            def tell(count: int) -> None:
-                nonlocal done
-                task.advance(count - done)
-                done = count
-
-            ran = self.device.run(bundle, self.inputs, outputs, on_done=tell)
+            ran = self.device.run(bundle, self.inputs, outputs, on_done=task.advance)
         with np.load(ran.outputs, allow_pickle=False) as file:
             answered = [file[entry.name] for entry in bundle.manifest.outputs]
         outputs.unlink(missing_ok=True)
@@ -128,6 +121,11 @@ class Profiler:
 
     def against(self, bundle: Bundle, other: Bundle, vs: Role, result: Result) -> Result:
         """One more interleaved comparison of the median latency, with another role's bundle."""
+        if model_digest(bundle) == model_digest(other):
+            same = Paired(vs=vs, statistic="p50", ratio=1.0, low=1.0, high=1.0, rounds=0)
+            return result.model_copy(
+                update={"paired": (*result.paired, same), "notes": (*result.notes, f"the same model as its {vs}")}
+            )
         with self.progress.task(f"{bundle.path.stem} against its {vs}"):
             seen = compare(self.device, bundle, other, threads=self.threads, rounds=self.rounds, inputs=self.inputs)
         path = self.space.samples / f"{bundle.path.stem}-vs-{vs}.npy"

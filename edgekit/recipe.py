@@ -156,6 +156,10 @@ def load_recipe(path: str | Path, *, targets: Sequence[str] | None = None) -> Re
 
     Raises:
         UsageError: `recipe.yaml:12: stages[1].prune.macs: must be in (0, 1], got 1.5. ...`
+
+    >>> recipe = load_recipe("examples/fashion_mnist/recipe.yaml")
+    >>> [stage.kind for stage in recipe.stages]
+    ['prune', 'distill', 'quantize']
     """
     document = read_yaml(Path(path), "recipe")
     file = document.validate(RecipeFile, document.value)
@@ -295,7 +299,11 @@ def _chosen(document: Document, planned: tuple[PlannedTarget, ...], wanted: Sequ
 
 
 def recipe_schema() -> dict[str, Any]:
-    """JSON Schema of a recipe, with the settings of every stage that is installed, for editors."""
+    """JSON Schema of a recipe, with the settings of every stage that is installed, for editors.
+
+    >>> recipe_schema()["title"]
+    'edgekit recipe'
+    """
     schema = RecipeFile.model_json_schema()
     kinds = []
     for kind in sorted(places(STAGES, "edgekit.stages")):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from edgekit.context import RunContext
 from edgekit.model import Model
@@ -22,6 +22,9 @@ class Stage(Protocol):
     kind: ClassVar[str]
     trains: ClassVar[bool]
     """Whether it needs a `TorchModel` (the pipeline then gives it the torch view of an ONNX source)."""
+
+    def model_dump(self, *, mode: str = "python") -> dict[str, Any]:
+        """Its settings as plain values."""
 
     def apply(self, model: Model, ctx: RunContext) -> Model:
         """A new model with this stage's `Step` appended; `model` itself is never changed."""

@@ -1,0 +1,94 @@
+"""All bundles of a run on their devices: what one device refuses stays with the result that it concerns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from edgekit.assess import Oracle
+from edgekit.backends import BACKENDS
+from edgekit.building import Outcome
+from edgekit.context import Progress
+from edgekit.devices import DEVICES
+from edgekit.errors import DeviceError, MeasurementInvalidError, MissingDependencyError
+from edgekit.model import Role
+from edgekit.profile import Profiler
+from edgekit.recipe import PlannedTarget
+from edgekit.registry import resolve
+from edgekit.report.report import Result
+from edgekit.workspace import Workspace
+
+RIVALS: tuple[Role, ...] = ("reference", "float")
+
+
+@dataclass
+class Measuring:
+    """Measures the outcomes of one run. Exit codes of what went wrong are added to `codes`."""
+
+    space: Workspace
+    oracle: Oracle
+    progress: Progress
+    rounds: int
+    codes: list[int]
+    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    profilers: dict[tuple[str, int], Profiler] = field(default_factory=dict)
+
+    def all(self, outcomes: Sequence[tuple[PlannedTarget, Outcome]]) -> list[Result]:
+        """Answers first, times after: nothing else runs while a latency is taken."""
+        answered = [(planned, self._answered(planned, outcome)) for planned, outcome in outcomes]
+        return [self.timed(planned, outcome, [o for p, o in answered if p is planned]) for planned, outcome in answered]
+
+    def timed(self, planned: PlannedTarget, outcome: Outcome, others: Sequence[Outcome] = ()) -> Result:
+        """The result with its latency, and with its interleaved comparisons against other roles of its backend."""
+        bundle, result = outcome.bundle, outcome.result
+        if planned.device is None or bundle is None or result.status == "failed":
+            return result
+        profiler = self._profiler(planned)
+        done = self._guarded(outcome, lambda: profiler.timing(bundle, result))
+        for other in others:
+            role, rival = other.result.role, other.bundle
+            if role not in RIVALS or role == result.role or result.role == "reference" or rival is None:
+                continue
+            if (other.result.backend, other.result.status) == (result.backend, "failed") or done.result.invalid:
+                continue
+            if other.result.backend == result.backend:
+                done = self._against(profiler, done, other)
+        return done.result
+
+    def _against(self, profiler: Profiler, done: Outcome, other: Outcome) -> Outcome:
+        bundle, rival = done.bundle, other.bundle
+        assert bundle is not None and rival is not None
+        return self._guarded(done, lambda: profiler.against(bundle, rival, other.result.role, done.result))
+
+    def _answered(self, planned: PlannedTarget, outcome: Outcome) -> Outcome:
+        """The outcome with its answers, where its runtime is on the device (or, without a device, here)."""
+        bundle, result = outcome.bundle, outcome.result
+        if bundle is None or result.status != "built" or not (planned.device or _runs_here(result.backend)):
+            return outcome
+        return self._guarded(outcome, lambda: self._profiler(planned).answers(bundle, result))
+
+    def _guarded(self, outcome: Outcome, measure: Callable[[], Result]) -> Outcome:
+        try:
+            return replace(outcome, result=measure())
+        except MeasurementInvalidError as error:
+            self.codes.append(int(error.exit_code))
+            return replace(outcome, result=outcome.result.model_copy(update={"invalid": str(error)}))
+        except (DeviceError, MissingDependencyError) as error:
+            self.codes.append(int(error.exit_code))
+            failed = {"status": "failed", "reason": str(error)}
+            return replace(outcome, result=outcome.result.model_copy(update=failed))
+
+    def _profiler(self, planned: PlannedTarget) -> Profiler:
+        name, threads = planned.device or "local", planned.threads
+        if (name, threads) not in self.profilers:
+            device = resolve("device", name, DEVICES, "edgekit.devices")()
+            looks = tuple(look for look in (self.rounds // 4, self.rounds // 2, self.rounds) if look >= 4)
+            self.profilers[name, threads] = Profiler(
+                device, self.space, self.oracle, self.progress, threads, looks, self.answers
+            )
+        return self.profilers[name, threads]
+
+
+def _runs_here(backend: str) -> bool:
+    return bool(resolve("backend", backend, BACKENDS, "edgekit.backends")().availability().runs)
