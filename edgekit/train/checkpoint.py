@@ -15,6 +15,7 @@ from torch import nn
 
 from edgekit.errors import UsageError
 from edgekit.model import Step, TorchModel
+from edgekit.prune.loosen import loosen
 from edgekit.prune.shapes import restore, state
 from edgekit.train.samples import Samples
 
@@ -91,9 +92,13 @@ def load_torch(folder: Path, fresh: TorchModel) -> TorchModel:
         raise UsageError(f"{folder} holds no saved model ({error}). Run without --resume.") from error
     if description.get("version") != 1 or {k: list(v.shape) for k, v in tensors.items()} != description.get("shapes"):
         raise UsageError(f"The saved model in {folder} is damaged or of another version. Run without --resume.")
-    module = restore(fresh.module, tensors).eval()
+    module = restore(loosen(fresh.module, _probe(fresh)), tensors).eval()
     history = tuple(_step(entry) for entry in description["history"])
     return dataclasses.replace(fresh, module=module, history=history)
+
+
+def _probe(model: TorchModel) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.zeros(spec.sized(2), dtype=getattr(torch, spec.dtype)) for spec in model.inputs)
 
 
 def _step(entry: dict[str, Any]) -> Step:
