@@ -13,7 +13,7 @@ from edgekit.agent import stats
 from edgekit.assess import Oracle
 from edgekit.building import model_digest
 from edgekit.bundle import Bundle
-from edgekit.compare import LOOKS, compare
+from edgekit.compare import LOOKS, Comparison, at_percentile, compare
 from edgekit.context import Progress
 from edgekit.devices import Device
 from edgekit.report.predictions import write_predictions, write_samples
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgekit.model import Role
 
 PERCENTILES = (50, 90, 95, 99)
+COMPARED = (50, 90)
 
 
 def latency(samples: Sequence[float], samples_file: str | None = None) -> Latency:
@@ -73,7 +74,14 @@ class Profiler:
         split, name = self.oracle.split, bundle.path.stem
         outputs = self.space.work / f"{name}.npz"
         with self.progress.task(f"evaluate {name}", len(split)) as task:
-            ran = self.device.run(bundle, self.inputs, outputs, on_done=task.advance)
+            done = 0
+
+            def tell(count: int) -> None:
+                nonlocal done
+                task.advance(count - done)
+                done = count
+
+            ran = self.device.run(bundle, self.inputs, outputs, on_done=tell)
         with np.load(ran.outputs, allow_pickle=False) as file:
             answered = [file[entry.name] for entry in bundle.manifest.outputs]
         outputs.unlink(missing_ok=True)
@@ -120,23 +128,30 @@ class Profiler:
         return DeviceInfo.of(described, state=info.get("state") or {}, versions=info.get("versions") or {})
 
     def against(self, bundle: Bundle, other: Bundle, vs: Role, result: Result) -> Result:
-        """One more interleaved comparison of the median latency, with another role's bundle."""
+        """The result with an interleaved comparison with another role's bundle: p50, and p90 where blocks allow it."""
         if model_digest(bundle) == model_digest(other):
-            same = Paired(vs=vs, statistic="p50", ratio=1.0, low=1.0, high=1.0, rounds=0)
-            return result.model_copy(
-                update={"paired": (*result.paired, same), "notes": (*result.notes, f"the same model as its {vs}")}
-            )
+            same = tuple(_paired(vs, f"p{p}", Comparison(1.0, 1.0, 1.0, ())) for p in COMPARED)
+            notes = (*result.notes, f"the same model as its {vs}")
+            return result.model_copy(update={"paired": (*result.paired, *same), "notes": notes})
         with self.progress.task(f"{bundle.path.stem} against its {vs}"):
             seen = compare(self.device, bundle, other, threads=self.threads, rounds=self.rounds, inputs=self.inputs)
-        path = self.space.samples / f"{bundle.path.stem}-vs-{vs}.npy"
-        write_samples(np.asarray(seen.rounds), path)
-        paired = Paired(
-            vs=vs,
-            statistic="p50",
-            ratio=seen.ratio,
-            low=seen.low,
-            high=seen.high,
-            rounds=len(seen.rounds),
-            samples_file=self.space.relative(path),
-        )
-        return result.model_copy(update={"paired": (*result.paired, paired)})
+        found = []
+        for percent in COMPARED:
+            ratio = seen if percent == 50 else at_percentile(seen, percent)
+            if ratio is not None:
+                path = self.space.samples / f"{bundle.path.stem}-vs-{vs}-p{percent}.npy"
+                write_samples(np.asarray(ratio.rounds), path)
+                found.append(_paired(vs, f"p{percent}", ratio, self.space.relative(path)))
+        return result.model_copy(update={"paired": (*result.paired, *found)})
+
+
+def _paired(vs: Role, statistic: str, seen: Comparison, samples_file: str | None = None) -> Paired:
+    return Paired(
+        vs=vs,
+        statistic=statistic,
+        ratio=seen.ratio,
+        low=seen.low,
+        high=seen.high,
+        rounds=len(seen.rounds),
+        samples_file=samples_file,
+    )
