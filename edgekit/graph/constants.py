@@ -232,11 +232,12 @@ def _settle_reshapes(graph: onnx.GraphProto, known: _Known) -> bool:
     taken = tensor_names(graph)
     changed = False
     for node in graph.node:
-        if node.op_type != "Reshape" or node.domain or attributes(node).get("allowzero", 0):
+        if node.op_type != "Reshape" or node.domain:
             continue
         target = known.partial.get(node.input[1])
         settled = None if target is None else _target(target, known.shapes.get(node.input[0]), node.input[0])
-        if settled is not None:
+        # With allowzero a 0 means an empty axis, not the input's extent.
+        if settled is not None and not (attributes(node).get("allowzero", 0) and 0 in settled):
             node.input[1] = unique_name(f"{node.output[0]}_shape", taken)
             set_initializer(graph, node.input[1], np.array(settled, np.int64))
             changed = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 
 import numpy as np
 import onnx
@@ -14,10 +14,13 @@ from edgekit.graph.constants import fold_constants
 from edgekit.graph.tools import (
     attributes,
     drop_unused,
+    initializers,
+    is_axis_name,
     opset_of,
     output_names,
     producers,
     replace_nodes,
+    shapes,
     subgraphs,
     unique_name,
 )
@@ -56,6 +59,8 @@ def normalise(proto: onnx.ModelProto) -> onnx.ModelProto:
             break
         _remove_identities(result.graph)
         drop_unused(result.graph)
+    if _flatten_reshapes(result.graph):
+        drop_unused(result.graph)
     _name_nodes(result.graph)
     return result
 
@@ -88,13 +93,13 @@ def _name_axes(graph: onnx.GraphProto) -> None:
         for index, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.HasField("dim_value") and dim.dim_value > 0:
                 continue
-            if not re.fullmatch(r"[A-Za-z_][\w.:/-]*", dim.dim_param) or dim.dim_param in seen:
+            if not is_axis_name(dim.dim_param) or dim.dim_param in seen:
                 dim.dim_param = "batch" if index == 0 else f"{value.name}_{index}"
             seen.add(dim.dim_param)
     for value in graph.output:
         for dim in value.type.tensor_type.shape.dim:
-            negative = dim.HasField("dim_value") and dim.dim_value < 0
-            if negative or "?" in dim.dim_param or dim.dim_param.startswith("unk__"):
+            known = dim.dim_value >= 0 if dim.HasField("dim_value") else is_axis_name(dim.dim_param)
+            if not known:
                 dim.Clear()
 
 
@@ -212,6 +217,28 @@ def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
     del inferred.graph.value_info[:]
     inferred.graph.value_info.extend(known)
     return inferred
+
+
+def _flatten_reshapes(graph: onnx.GraphProto) -> bool:
+    """Change `graph`: Reshape to `[batch, everything else]` becomes Flatten, which still fits when channels are cut."""
+    constants, known = initializers(graph), shapes(graph)
+    changed = False
+    for node in graph.node:
+        target = constants.get(node.input[1]) if node.op_type == "Reshape" and not node.domain else None
+        shape = known.get(node.input[0]) if target is not None and target.shape == (2,) else None
+        if target is None or shape is None or len(shape) < 3:
+            continue
+        if attributes(node).get("allowzero", 0) and 0 in target:
+            continue
+        rest = [d for d in shape[1:] if isinstance(d, int) and d > 0]
+        first, second = (int(d) for d in target)
+        kept = first in (0, shape[0])
+        whole = len(rest) == len(shape) - 1 and second == math.prod(rest)
+        if (whole and (kept or first == -1)) or (kept and second == -1):
+            node.op_type = "Flatten"
+            del node.input[1:], node.attribute[:]
+            changed = True
+    return changed
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -149,10 +150,18 @@ def shapes(graph: onnx.GraphProto) -> dict[str, tuple[Dim | None, ...]]:
     return found
 
 
+def is_axis_name(name: str) -> bool:
+    """Whether a dynamic axis was named by someone: not "?", not an expression, not made up by shape inference."""
+    return re.fullmatch(r"[A-Za-z_][\w.:/-]*", name) is not None and not name.startswith("unk__")
+
+
 def tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
     """An input or output as a `TensorSpec`; unnamed dynamic axes are named after the tensor, a first one `batch`."""
     dims = shape_of(value) or ()
-    named = (d if d is not None else "batch" if i == 0 else f"{value.name}_{i}" for i, d in enumerate(dims))
+    named = (
+        d if isinstance(d, int) or (d is not None and is_axis_name(d)) else "batch" if i == 0 else f"{value.name}_{i}"
+        for i, d in enumerate(dims)
+    )
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)).name
     return TensorSpec(value.name, dtype, tuple(named))
 
