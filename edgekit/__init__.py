@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from edgekit.data import DataSet, Preprocess, Split, check_against, load_data
     from edgekit.doctor import diagnose
     from edgekit.errors import EdgekitError, ExitCode, UsageError
-    from edgekit.gate import judge
     from edgekit.model import OnnxModel, TensorSpec, TorchModel
     from edgekit.pipeline import run
     from edgekit.quant.spec import QuantSpec
@@ -41,7 +40,6 @@ _PUBLIC = {
     "UsageError": "errors",
     "check_against": "data",
     "diagnose": "doctor",
-    "judge": "gate",
     "list_targets": "target",
     "load_data": "data",
     "load_model": "sources",
@@ -69,7 +67,6 @@ __all__ = [
     "UsageError",
     "check_against",
     "diagnose",
-    "judge",
     "list_targets",
     "load_data",
     "load_model",

@@ -162,6 +162,11 @@ def open_bundle(path: Path) -> Bundle:
         UsageError: there is no such file.
         IntegrityError: the digest does not match, something trails, a member's name is unsafe or its content is not
             what the manifest says, or the manifest is not one.
+
+    >>> open_bundle(Path("absent.edge"))
+    Traceback (most recent call last):
+        ...
+    edgekit.errors.UsageError: cannot read the bundle absent.edge: No such file or directory
     """
     path = Path(path)
     try:

@@ -128,6 +128,10 @@ def load_data(
     Raises:
         UsageError: the source is missing, damaged, empty, not finite, or its labels don't fit.
         MissingDependencyError: images need Pillow.
+
+    >>> data = load_data("calibration_data/fashion_mnist")
+    >>> {name: len(split) for name, split in data.splits.items()}
+    {'train': 16000, 'calibration': 1024, 'test': 10000}
     """
     from edgekit.datasource import load
 
@@ -139,6 +143,9 @@ def check_against(data: DataSet, inputs: Sequence[TensorSpec], outputs: Sequence
 
     Raises:
         UsageError: says what was seen, what the model wants, and what to change.
+
+    >>> data = load_data("calibration_data/fashion_mnist")
+    >>> check_against(data, [TensorSpec("image", "float32", ("batch", 1, 28, 28))])
     """
     if len(inputs) != 1:
         raise UsageError(

@@ -37,6 +37,11 @@ def load_model(
     Raises:
         UsageError: the source, its weights or its inputs cannot be used as they are.
         MissingDependencyError: the extra `torch` or `onnx` is needed and absent.
+
+    >>> image = TensorSpec("image", "float32", ("batch", 1, 28, 28))
+    >>> model = load_model("examples/fashion_mnist/model.py:build", inputs={"image": image})
+    >>> model.outputs[0].shape
+    ('batch', 10)
     """
     suffix = Path(source).suffix.lower()
     path_text, colon, function = source.rpartition(":")
