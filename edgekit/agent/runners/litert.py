@@ -73,8 +73,10 @@ def _runtime() -> tuple[str, Any]:
     try:
         from tflite_runtime import interpreter
 
-        return "tflite-runtime", interpreter
-    except (ImportError, AttributeError) as error:  # AttributeError: numpy 2 under a build for numpy 1
+        if int(np.__version__.partition(".")[0]) < 2:
+            return "tflite-runtime", interpreter
+        # It imports, and fails later with an error that tells nothing.
+        seen.append(f"tflite-runtime is built for numpy 1, this is numpy {np.__version__}")
+    except ImportError as error:
         seen.append(str(error))
-        reason = ImportError("; ".join(seen))
-        raise missing("ai-edge-litert or tflite-runtime", "running this bundle", reason, PIP) from error
+    raise missing("ai-edge-litert or tflite-runtime", "running this bundle", ImportError("; ".join(seen)), PIP)

@@ -1,0 +1,115 @@
+"""Every runner with a real model of its runtime; what needs hardware that is absent, up to where it is missed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import agent_bundles as small
+import numpy as np
+import pytest
+
+from edgekit.agent.failures import MISSING_RUNTIME, Failure
+from edgekit.agent.infer import make_runner
+from edgekit.bundle import Bundle, TensorEntry, write_bundle
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+
+
+def ran(bundle: Bundle, inputs: np.ndarray, folder: Path, *options: str) -> tuple[np.ndarray, dict]:
+    np.save(folder / "in.npy", inputs)
+    command = [sys.executable, str(bundle.path), "run", f"--inputs={folder}/in.npy", f"--outputs={folder}/out.npy"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return np.load(folder / "out.npy"), json.loads(done.stdout)
+
+
+def openvino_bundle(folder: Path, hints: dict[str, str]) -> tuple[Bundle, Path]:
+    ov = pytest.importorskip("openvino")
+    file = small.model(folder / "m.onnx")
+    ov.save_model(ov.convert_model(file), folder / "model.xml", compress_to_fp16=False)
+    files = {"model.xml": folder / "model.xml", "model.bin": folder / "model.bin"}
+    manifest = small.manifest(backend="openvino", entry="model.xml", runner={"device": "CPU", "hints": hints})
+    golden = small.samples(3)
+    bundle = write_bundle(folder / "ov.edge", manifest, files, [golden], [small.expected(file, golden)])
+    return bundle, file
+
+
+@pytest.mark.parametrize("batch", ["1", "8"])
+def test_openvino_in_any_batch(tmp_path: Path, batch: str) -> None:
+    bundle, file = openvino_bundle(tmp_path, {"INFERENCE_PRECISION_HINT": "f32"})
+    inputs = small.samples(11, seed=4)
+    outputs, info = ran(bundle, inputs, tmp_path, f"--batch={batch}", "--threads=2")
+    np.testing.assert_allclose(outputs, small.expected(file, inputs), atol=1e-5)
+    assert info["batch"] == int(batch) and "openvino" in info["versions"]
+
+
+def test_openvino_takes_its_hints_from_the_manifest(tmp_path: Path) -> None:
+    bundle, _ = openvino_bundle(tmp_path, {"INFERENCE_PRECISION_HINT": "f32", "NO_SUCH_HINT": "1"})
+    done = subprocess.run([sys.executable, str(bundle.path), "selftest"], capture_output=True, text=True)
+    assert done.returncode == 2 and "NO_SUCH_HINT" in done.stderr
+
+
+def test_threads_are_given_to_the_runtime(tmp_path: Path) -> None:
+    file = small.model(tmp_path / "model.onnx")
+    runner = make_runner(tmp_path, small.manifest().model_dump(mode="json"), 3, 1)
+    assert runner.session.get_session_options().intra_op_num_threads == 3
+    np.testing.assert_allclose(runner.infer([small.samples(2)])[0], small.expected(file, small.samples(2)), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_litert_takes_a_batch_sample_by_sample(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    from edgekit.backends import Job
+    from edgekit.backends.litert import LiteRT
+    from edgekit.graph.execute import run_onnx
+    from edgekit.testing.subjects import SIZE, bundled, host, small_network
+
+    target, samples = host("litert"), np.random.default_rng(0).normal(size=(4, 3, SIZE, SIZE)).astype(np.float32)
+    (tmp_path / "work").mkdir()
+    job = Job(small_network(), "float", "fp32", target, target.backends["litert"], tmp_path / "work", (samples,))
+    bundle = bundled("litert", LiteRT().build(job), job, tmp_path / "lite.edge")
+    outputs, info = ran(bundle, samples, tmp_path, "--batch=3", "--threads=2")
+    np.testing.assert_allclose(outputs, run_onnx(job.model.proto, [samples])[0], atol=1e-4)
+    assert "ai-edge-litert" in info["versions"]
+
+
+def tensorrt_manifest(package: str) -> dict:
+    entry = (TensorEntry(name="image", dtype="float32", shape=("batch", 1, 8, 8)),)
+    runner = {"package": package, "shapes": {"image": [[1, 1, 8, 8], [1, 1, 8, 8], [8, 1, 8, 8]]}}
+    return small.manifest(backend="tensorrt", status="emitted", inputs=entry, runner=runner).model_dump(mode="json")
+
+
+def test_tensorrt_that_is_missing_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match=r"needs no_such_tensorrt .*pip install no_such_tensorrt") as caught:
+        make_runner(tmp_path, tensorrt_manifest("no_such_tensorrt"), 1, 1)
+    assert caught.value.code == MISSING_RUNTIME
+
+
+def test_tensorrt_without_a_gpu_fails_as_a_device(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    if Path("/dev/nvidia0").exists():
+        pytest.skip("there is a GPU here")
+    small.model(tmp_path / "model.onnx")
+    with pytest.raises(Failure) as caught:
+        make_runner(tmp_path, tensorrt_manifest("tensorrt_rtx"), 1, 1)
+    assert caught.value.code in (5, MISSING_RUNTIME)
+    assert "CUDA" in str(caught.value)
+
+
+def test_tensorrt_builds_the_emitted_graph(tmp_path: Path) -> None:
+    """The agent's own builder, with the package that can build for a GPU that is not here."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    from edgekit.agent.runners.tensorrt import build
+
+    graph = small.model(tmp_path / "model.onnx").read_bytes()
+    shapes = tensorrt_manifest("tensorrt_rtx")["runner"]["shapes"]
+    log = trt.Logger(trt.Logger.ERROR)
+    assert len(bytes(build(trt, log, graph, shapes))) > 1000
+    with pytest.raises(Failure, match="cannot parse the model"):
+        build(trt, log, b"rubbish", shapes)
