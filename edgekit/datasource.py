@@ -12,21 +12,16 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from edgekit.data import DataSet, Preprocess, Split
+from edgekit.data import DataSet, Preprocess
+from edgekit.datasplits import Raw, check_split, complete, digest
 from edgekit.errors import UsageError
 from edgekit.usercode import call_function, is_function
 from edgekit.yamlfile import ModelT, explain, read_yaml
 
-HELD_OUT = 0.2
-"""Share of a data set with one split that is held out as `test`."""
-CALIBRATION_SAMPLES = 1024
-"""Samples of `train` that serve as `calibration` where a source has no such split (never more than a quarter)."""
 MAX_ARRAY_BYTES = 16 * 2**30
 ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "calib": "calibration", "eval": "test"}
 
 Array = npt.NDArray[Any]
-Raw = tuple[Array, Array | None, tuple[str, ...] | None]
-"""Samples, labels, ids (None: numbered)."""
 
 
 class _Value(BaseModel):
@@ -110,17 +105,23 @@ def load(
         classes=tuple(classes) if classes is not None else found.classes,
         preprocess=_overridden(found.preprocess, _settings(PreprocessSettings, preprocess, "preprocess")),
     )
-    checked = {name: _check(found, name, raw) for name, raw in found.splits.items()}
-    complete, notes = _derive(found.name, checked)
+    if not found.splits:
+        raise UsageError(f"Data {found.name!r} holds no samples at all.")
+    labelled, count = found.task == "classification", len(found.classes)
+    checked = {
+        name: check_split(found.name, name, raw, found.preprocess, labelled=labelled, classes=count)
+        for name, raw in found.splits.items()
+    }
+    whole, notes = complete(found.name, checked)
     return DataSet(
         name=found.name,
-        splits=complete,
+        splits=whole,
         classes=found.classes,
         task=found.task,
         licence=found.licence,
         card=found.card,
         notes=(*found.notes, *notes),
-        sha256=_digest(checked),
+        sha256=digest(checked),
     )
 
 
@@ -290,7 +291,7 @@ def _from_function(source: str, base: Path) -> _Found:
             card=result.card,
             notes=result.notes,
         )
-    if isinstance(result, Mapping) and all(isinstance(v, tuple) and len(v) == 2 for v in result.values()):
+    if isinstance(result, Mapping) and result and all(isinstance(v, tuple) and len(v) == 2 for v in result.values()):
         pairs = {
             _canonical(str(k)): (np.asarray(x), None if y is None else np.asarray(y), None)
             for k, (x, y) in result.items()
@@ -300,98 +301,3 @@ def _from_function(source: str, base: Path) -> _Found:
         f"{source} returned {type(result).__name__}: it must return an edgekit.DataSet or a dict of "
         "split name -> (samples, labels or None)."
     )
-
-
-def _check(found: _Found, name: str, raw: Raw) -> Split:
-    """One split, with every sample and label looked at."""
-    x, y, ids = raw
-    where = f"Data {found.name!r}, split {name!r}"
-    if x.ndim < 2 or len(x) == 0:
-        raise UsageError(f"{where} is empty: its samples have shape {list(x.shape)}, [N, ...] with N >= 1 is needed.")
-    if x.dtype.kind not in "uif":
-        raise UsageError(f"{where}: samples are of type {x.dtype}; integers or floats are needed.")
-    if x.dtype.kind == "f":
-        _check_finite(where, x)
-    labels = None
-    if found.task == "classification" and y is not None:
-        labels = _check_labels(where, y, len(x), len(found.classes))
-    return Split(name, x, labels, ids or tuple(f"{name}/{i}" for i in range(len(x))), found.preprocess)
-
-
-def _check_finite(where: str, x: Array) -> None:
-    for start in range(0, len(x), 1024):
-        bad = ~np.isfinite(x[start : start + 1024]).reshape(len(x[start : start + 1024]), -1).all(axis=1)
-        if bad.any():
-            raise UsageError(f"{where}: sample {start + int(bad.argmax())} holds NaN or infinity. Remove or repair it.")
-
-
-def _check_labels(where: str, y: Array, count: int, classes: int) -> npt.NDArray[np.int64]:
-    if y.ndim != 1 or len(y) != count:
-        raise UsageError(f"{where}: {count} samples need labels of shape [{count}], got {list(y.shape)}.")
-    if y.dtype.kind not in "ui":
-        raise UsageError(f"{where}: labels are of type {y.dtype}; whole numbers from 0 are needed.")
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or (classes and high >= classes):
-        bad, limit = (
-            (low, int(y.argmin())) if low < 0 else (high, int(y.argmax())),
-            f"0 to {classes - 1}" if classes else "0 and up",
-        )
-        raise UsageError(f"{where}: label {bad[0]} (sample {bad[1]}) is out of range: classes are {limit}.")
-    return y.astype(np.int64)
-
-
-def _shuffled(ids: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Row numbers in an order that depends on the ids alone: the same on every machine and numpy version."""
-    keys = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids]
-    return np.array(sorted(range(len(ids)), key=lambda row: keys[row]), dtype=np.int64)
-
-
-def _derive(name: str, given: Mapping[str, Split]) -> tuple[dict[str, Split], tuple[str, ...]]:
-    """Add what is missing of `train`, `calibration` and `test`, and say what was done."""
-    splits, notes = dict(given), []
-    if "test" not in splits and "validation" in splits:
-        splits["test"] = replace(splits["validation"], name="test")
-        notes.append(f"Data {name!r} has no test split: accuracy is measured on its validation split.")
-    pool = splits.pop("all", None) or (splits.get("train") if "test" not in splits else None)
-    if pool is not None:
-        order, held = _shuffled(pool.ids), max(1, round(len(pool) * HELD_OUT))
-        if len(pool) < 2:
-            raise UsageError(
-                f"Data {name!r} holds {len(pool)} sample; a test sample must not calibrate, so 2 are needed."
-            )
-        splits["test"] = pool.take(np.sort(order[:held]), "test")
-        splits["train"] = pool.take(np.sort(order[held:]), "train")
-        notes.append(
-            f"Data {name!r} has one split only: {held} of its {len(pool)} samples were held out as test, and accuracy "
-            "is measured on them. If the model was trained on them, its accuracy on new data is lower."
-        )
-    if "calibration" not in splits and (train := splits.get("train")) is not None:
-        count = max(1, min(CALIBRATION_SAMPLES, len(train) // 4))
-        splits["calibration"] = train.take(_balanced(train, count), "calibration")
-        notes.append(f"Data {name!r} has no calibration split: {count} samples of train serve, by a fixed rule.")
-    return splits, tuple(notes)
-
-
-def _balanced(split: Split, count: int) -> npt.NDArray[np.int64]:
-    """`count` rows with every class as often as any other, as far as there are enough."""
-    order = _shuffled(split.ids)
-    if split.labels is None:
-        return np.sort(order[:count])
-    seen: dict[int, int] = {}
-    ranks = []
-    for row in order:
-        label = int(split.labels[row])
-        ranks.append(seen.get(label, 0))
-        seen[label] = ranks[-1] + 1
-    return np.sort(order[np.argsort(ranks, kind="stable")[:count]])
-
-
-def _digest(splits: Mapping[str, Split]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(splits):
-        split = splits[name]
-        digest.update(f"{name} {split.inputs.dtype.str} {split.inputs.shape} {split.preprocess}".encode())
-        digest.update(np.ascontiguousarray(split.inputs).data)
-        if split.labels is not None:
-            digest.update(split.labels.data)
-    return digest.hexdigest()

@@ -186,6 +186,15 @@ def test_npz_with_one_split_holds_out_a_test_split_and_says_so(tmp_path):
     assert sorted(rows[:, 0]) == sorted(x[:, 0])
 
 
+def test_what_calibrates_is_never_held_out_as_test(tmp_path):
+    folder = write_card(tmp_path, splits="{train: {file: a.npz}, calibration: {file: a.npz, rows: [0, 6]}}")
+    data = load_data(folder)
+    assert len(data.split("calibration")) == 6
+    assert not set(data.split("calibration").ids) & set(data.split("test").ids)
+    everything = write_card(tmp_path, splits="{train: {file: a.npz}, calibration: {file: a.npz}}")
+    assert "is too small: a test sample must not calibrate" in refused(everything)
+
+
 def test_validation_serves_as_test_where_there_is_none(tmp_path):
     np.savez(tmp_path / "a.npz", train_x=np.zeros((8, 2)), val_x=np.ones((4, 2)))
     data = load_data(tmp_path / "a.npz")
@@ -229,13 +238,17 @@ def test_function_may_return_arrays_or_a_data_set(tmp_path):
         "from helper import ROWS\n"
         "def pairs():\n    return {'train': (np.zeros((ROWS, 2)), None), 'test': (np.ones((4, 2)), None)}\n"
         "def wrong():\n    return 5\n"
+        "def empty():\n    return {}\n"
         "def fails():\n    raise OSError('no disk')\n"
     )
     (tmp_path / "helper.py").write_text("ROWS = 8\n")
     assert len(load_data("own.py:pairs", base=tmp_path).split("train")) == 8
     assert "own.py:fails() raised OSError: no disk" in refused("own.py:fails", base=tmp_path)
+    assert "own.py:empty returned dict" in refused("own.py:empty", base=tmp_path)
     assert "own.py:wrong returned int" in refused("own.py:wrong", base=tmp_path)
-    assert "has no function 'absent'. It defines: fails, pairs, wrong." in refused("own.py:absent", base=tmp_path)
+    assert "has no function 'absent'. It defines: empty, fails, pairs, wrong." in refused(
+        "own.py:absent", base=tmp_path
+    )
     assert "no such file" in refused("other.py:pairs", base=tmp_path)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgekit.cli.verb import Json, say, verb
+from edgekit.cli.verb import Json, say, stdout_for_results, verb
 
 
 @verb
@@ -27,7 +27,7 @@ def run(
     from edgekit.cli.progress import progress_on_stderr
     from edgekit.pipeline import run as run_recipe
 
-    with progress_on_stderr(quiet=quiet) as progress:
+    with stdout_for_results(), progress_on_stderr(quiet=quiet) as progress:
         report = run_recipe(recipe, out=out, targets=target, resume=resume, progress=progress)
     if as_json:
         say(report.model_dump_json(indent=2))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import logging
 import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Annotated, NoReturn, ParamSpec
 
 import typer
@@ -26,6 +29,7 @@ def verb(function: Callable[P, int | None]) -> Callable[P, None]:
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        _settle_logging()
         try:
             code = function(*args, **kwargs)
         except typer.Exit:
@@ -35,6 +39,29 @@ def verb(function: Callable[P, int | None]) -> Callable[P, None]:
         raise typer.Exit(int(code or 0))
 
     return wrapped
+
+
+def _settle_logging() -> None:
+    """Libraries log errors alone, to stderr; EDGEKIT_DEBUG=1 shows their warnings too."""
+    debug = os.environ.get("EDGEKIT_DEBUG") == "1"
+    logging.basicConfig(level=logging.WARNING if debug else logging.ERROR, stream=sys.stderr)
+    if not debug:
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # LiteRT's own log
+
+
+@contextmanager
+def stdout_for_results() -> Iterator[None]:
+    """Until the context ends, whatever libraries print, in Python or below it, goes to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def say(text: str) -> None:
