@@ -117,6 +117,7 @@ def _balanced(split: Split, count: int) -> npt.NDArray[np.int64]:
 
 
 def digest(splits: Mapping[str, Split]) -> str:
+    """One sha256 over all samples, labels and preprocessing, split by split."""
     total = hashlib.sha256()
     for name in sorted(splits):
         split = splits[name]

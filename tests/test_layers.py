@@ -14,10 +14,11 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edgekit"
 
 LAYERS = [
     {"errors", "extras", "registry", "units", "usercode", "yamlfile"},
-    {"bundle", "clauses", "context", "data", "datasource", "datasplits", "graph", "imagefolder", "metrics", "model", "prune", "pt2",
-     "quant", "report", "sources", "target", "train"},
+    {"bundle", "clauses", "context", "data", "datasource", "datasplits", "graph", "imagefolder", "metrics", "model",
+     "prune", "pt2", "quant", "report", "sources", "target", "train"},
     {"backends", "devices", "recipe", "stages", "testing"},
-    {"assess", "building", "compare", "doctor", "gate", "measuring", "pipeline", "profile", "reporting", "ships", "workspace"},
+    {"assess", "building", "compare", "doctor", "gate", "measuring", "pipeline", "profile", "reporting", "ships",
+     "workspace"},
     {"cli"},
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
