@@ -94,3 +94,9 @@ def nodes_in(message: str, proto: onnx.ModelProto) -> tuple[str, ...]:
     words = set(re.findall(r"[\w./:\-]+", message)) | set(re.findall(r"'([^']+)'", message))
     words |= {re.sub(r"[./:]+$", "", word) for word in words}
     return tuple(n.name for n in nodes(proto.graph) if n.name in words or words.intersection(filter(None, n.output)))
+
+
+def one_line(message: str, most: int = 400) -> str:
+    """A runtime's own message without its line breaks, and not endless."""
+    flat = " ".join(message.split())
+    return flat if len(flat) <= most else f"{flat[:most]}..."

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from edgekit.backends import Placement
-from edgekit.backends._emitted import nodes, nodes_in, operators
+from edgekit.backends._emitted import nodes, nodes_in, one_line, operators
 from edgekit.errors import BuildError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def convert(ov: ModuleType, proto: onnx.ModelProto, work: Path) -> Any:
     except (RuntimeError, *_failures(ov)) as error:
         stopped = nodes_in(str(error), proto)
         types = sorted({node.op_type for node in nodes(proto.graph) if node.name in stopped})
-        seen = f"it has no rule for {', '.join(types)} at {', '.join(stopped)}" if stopped else f"{error}"
+        seen = f"it has no rule for {', '.join(types)} at {', '.join(stopped)}" if stopped else one_line(str(error))
         raise BuildError(f"OpenVINO cannot convert the model: {seen}.", stopped) from error
 
 

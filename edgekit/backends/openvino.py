@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.backends import Availability, Built, Job
+from edgekit.backends._emitted import emitted, nodes_in, one_line, output_steps
 from edgekit.errors import BuildError
 from edgekit.extras import pip_command, require
 
@@ -51,7 +52,6 @@ class OpenVino:
             MissingDependencyError: openvino or onnx is not installed.
         """
         from edgekit.backends import _openvino_ir as ir
-        from edgekit.backends._emitted import emitted, output_steps
 
         ov = require("openvino", extra="openvino", why="compiling for OpenVINO")
         proto, hints = emitted(job, self.name), self._hints(job)
@@ -87,8 +87,6 @@ class OpenVino:
 
     def _load(self, ov: ModuleType, xml: Path, job: Job, hints: dict[str, str], proto: onnx.ModelProto) -> Any:
         """The saved file, compiled at the samples' shape with batch 1, as the agent will compile it."""
-        from edgekit.backends._emitted import nodes_in
-
         core = ov.Core()
         model = core.read_model(xml)
         try:
@@ -105,7 +103,9 @@ class OpenVino:
         except RuntimeError as error:
             stopped = nodes_in(str(error), proto)
             named = f" at {', '.join(stopped)}" if stopped else ""
-            raise BuildError(f"OpenVINO converted the model but cannot load it{named}: {error}", stopped) from error
+            raise BuildError(
+                f"OpenVINO converted the model but cannot load it{named}: {one_line(str(error))}", stopped
+            ) from error
 
     def _check(self, compiled: Any, job: Job) -> None:
         """The saved file gives the host's numbers (float builds) or at least finite ones (quantized builds)."""

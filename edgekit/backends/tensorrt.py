@@ -7,6 +7,8 @@ the classic `tensorrt` builds for the GPU of this machine. An engine runs only w
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import subprocess
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgekit.backends import Availability, Built, Job
+from edgekit.backends._emitted import emitted, nodes_in, one_line, output_steps
 from edgekit.errors import BuildError
 from edgekit.extras import pip_command, require
 
@@ -36,24 +39,18 @@ class TensorRT:
 
     def availability(self) -> Availability:
         """Found from installed packages and device files; nothing of CUDA is loaded."""
-        gpu, package = has_gpu(), installed()
-        if package is None:
-            return Availability(
-                False, False, reason=f"neither 'tensorrt' nor 'tensorrt_rtx' is installed: {pip_command('tensorrt')}"
-            )
-        version = f"{package} {metadata.version(package)}"
-        if gpu:
-            return Availability(compiles=True, runs=True, version=version)
-        compiles = package == "tensorrt_rtx"
-        reason = (
-            "no NVIDIA GPU here: engines can be built ahead of time, not run"
-            if compiles
-            else (
-                f"no NVIDIA GPU here, and 'tensorrt' builds only for its own; 'tensorrt_rtx' builds without: "
-                f"{pip_command('tensorrt')}"
-            )
-        )
-        return Availability(compiles=compiles, runs=False, version=version, reason=reason)
+        found, gpu = installed(), has_gpu()
+        version = ", ".join(f"{package} {_version(package)}" for package in found) or None
+        if not found:
+            reason = f"neither 'tensorrt_rtx' nor 'tensorrt' is installed: {pip_command('tensorrt')}"
+        elif gpu:
+            reason = ""
+        elif "tensorrt_rtx" in found:
+            reason = "no NVIDIA GPU here: engines can be built ahead of time, not run"
+        else:
+            reason = f"no NVIDIA GPU here, and 'tensorrt' builds only for one that is: {pip_command('tensorrt')}"
+        compiles = "tensorrt_rtx" in found or (gpu and bool(found))
+        return Availability(compiles=compiles, runs=gpu and bool(found), version=version, reason=reason)
 
     def build(self, job: Job) -> Built:
         """Emit the graph; compile it too unless the target's boards build their own engines.
@@ -63,7 +60,6 @@ class TensorRT:
             MissingDependencyError: onnx, or for an engine every TensorRT package, is missing.
         """
         from edgekit.backends import _tensorrt_graph as graph
-        from edgekit.backends._emitted import emitted, output_steps
 
         require("onnx", extra="onnx", why="emitting a graph for TensorRT")
         proto = emitted(job, self.name)
@@ -71,35 +67,30 @@ class TensorRT:
             graph.check_symmetric(proto)
         elif job.precision == "fp16":
             proto = graph.half(proto)
+        content = proto.SerializeToString(deterministic=True)
         runner: dict[str, Any] = {"shapes": shapes(job), "tf32": False}
+        versions: dict[str, str] = {}
+        files = {"model.onnx": content}
         if job.facts.built_on == "device":
-            notes = [
-                *parsed(proto),
-                "the engine is built on the board, by the agent; placement is as planned, not as seen",
-            ]
-            compiled: dict[str, Any] = {
-                "status": "emitted",
-                "entry": "model.onnx",
-                "runner": runner,
-                "notes": tuple(notes),
-            }
-            files = {"model.onnx": proto.SerializeToString()}
+            notes = (
+                *parsed(content),
+                "the board builds its engine from this graph; placement is as planned, not as seen",
+            )
         else:
             trt = api(job)
-            engine = compile_engine(trt, proto, job, runner["shapes"])
-            files = {"model.engine": engine, "model.onnx": proto.SerializeToString()}
-            compiled = {
-                "status": "built",
-                "entry": "model.engine",
-                "runner": {**runner, "package": trt.__name__},
-                "versions": {trt.__name__: trt.__version__, "compute_capability": compute_capability(job)},
-                "notes": ("placement is as planned: only a GPU shows what the engine does",),
-            }
+            files = {"model.engine": compile_engine(trt, proto, job, runner["shapes"]), **files}
+            runner["package"] = trt.__name__
+            versions = {trt.__name__: trt.__version__, "compute_capability": compute_capability(job)}
+            notes = ("placement is as planned: only a GPU shows what the engine does",)
         return Built(
-            files={name: _written(job.work / name, content) for name, content in files.items()},
+            status="built" if "model.engine" in files else "emitted",
+            files={name: _written(job.work / name, data) for name, data in files.items()},
+            entry=next(iter(files)),
             placement=graph.planned(proto, job.model.quant if job.role == "quantized" else None),
+            runner=runner,
+            versions=versions,
             steps=output_steps(proto),
-            **compiled,
+            notes=notes,
         )
 
 
@@ -108,10 +99,26 @@ def has_gpu() -> bool:
     return any(Path(device).exists() for device in GPU_DEVICES)
 
 
-def installed() -> str | None:
-    """The package that serves here: classic where there is a GPU to build for, else the one that needs none."""
-    order = ("tensorrt", "tensorrt_rtx") if has_gpu() else ("tensorrt_rtx", "tensorrt")
-    return next((package for package in order if importlib.util.find_spec(package) is not None), None)
+def installed() -> tuple[str, ...]:
+    """The TensorRT packages that are here."""
+    return tuple(p for p in ("tensorrt_rtx", "tensorrt") if importlib.util.find_spec(p) is not None)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def local_compute() -> str | None:
+    """The compute capability of this machine's GPU by nvidia-smi, or None where that is missing, as on a Jetson."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    command = [tool, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return ran.stdout.split()[0] if ran.returncode == 0 and ran.stdout.strip() else None
 
 
 def compute_capability(job: Job) -> str:
@@ -126,20 +133,21 @@ def compute_capability(job: Job) -> str:
 
 
 def api(job: Job) -> ModuleType:
-    """The TensorRT package that builds for the job's target.
+    """The package that builds for the job's target: the classic one if the target's GPU is here, else `tensorrt_rtx`.
 
     Raises:
-        MissingDependencyError: there is none.
-        BuildError: the only one installed can build for this machine's own GPU alone, and there is none.
+        MissingDependencyError: neither is installed.
+        BuildError: only the classic one is, and the target's GPU is not here.
     """
-    package = installed() or "tensorrt_rtx"
-    trt = require(package, extra="tensorrt", why=f"building a TensorRT engine for {job.target.name}")
-    if package == "tensorrt" and not has_gpu():
+    found, wanted = installed(), compute_capability(job)
+    own = "tensorrt" in found and has_gpu() and local_compute() in (None, wanted)
+    if found == ("tensorrt",) and not own:
         raise BuildError(
-            f"Package 'tensorrt' builds engines only for a GPU in this machine, and there is none; for "
-            f"{job.target.name} 'tensorrt_rtx' builds without one: {pip_command('tensorrt')}"
+            f"The package 'tensorrt' builds engines only for a GPU in this machine, and none of compute capability "
+            f"{wanted} is; 'tensorrt_rtx' builds for {job.target.name} without: {pip_command('tensorrt')}"
         )
-    return trt
+    package = "tensorrt" if own else "tensorrt_rtx"
+    return require(package, extra="tensorrt", why=f"building a TensorRT engine for {job.target.name}")
 
 
 def shapes(job: Job) -> Shapes:
@@ -161,7 +169,7 @@ def shapes(job: Job) -> Shapes:
     return found
 
 
-def parse(trt: ModuleType, proto: onnx.ModelProto, log: Any) -> tuple[Any, Any]:
+def parse(trt: ModuleType, content: bytes, log: Any) -> tuple[Any, Any]:
     """A builder and the strongly typed network of a graph: each operator computes in the type that the graph says.
 
     Raises:
@@ -170,21 +178,21 @@ def parse(trt: ModuleType, proto: onnx.ModelProto, log: Any) -> tuple[Any, Any]:
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
-    if not parser.parse(proto.SerializeToString()):
+    if not parser.parse(content):
         raise _refused([parser.get_error(i) for i in range(parser.num_errors)], trt)
     return builder, network
 
 
-def parsed(proto: onnx.ModelProto) -> tuple[str, ...]:
+def parsed(content: bytes) -> tuple[str, ...]:
     """A note that TensorRT's parser takes the graph, where a parser is at hand that needs no GPU.
 
     Raises:
         BuildError: it refuses.
     """
-    if importlib.util.find_spec("tensorrt_rtx") is None:
+    if "tensorrt_rtx" not in installed():
         return ("no TensorRT package is here to parse the graph",)
     trt = require("tensorrt_rtx", extra="tensorrt", why="parsing the emitted graph")
-    parse(trt, proto, _log(trt))
+    parse(trt, content, _log(trt))
     return (f"tensorrt_rtx {trt.__version__} parses the graph; the board's own version decides",)
 
 
@@ -194,10 +202,8 @@ def compile_engine(trt: ModuleType, proto: onnx.ModelProto, job: Job, ranges: Sh
     Raises:
         BuildError: the parser or the builder refuses; nodes are named where they are known.
     """
-    from edgekit.backends._emitted import nodes_in
-
     log = _log(trt)
-    builder, network = parse(trt, proto, log)
+    builder, network = parse(trt, proto.SerializeToString(), log)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     _aim(trt, config, compute_capability(job))
@@ -208,7 +214,7 @@ def compile_engine(trt: ModuleType, proto: onnx.ModelProto, job: Job, ranges: Sh
         config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        message = "; ".join(log.errors) or "no reason given"
+        message = one_line(log.errors[0] if log.errors else "no reason given")
         stopped = nodes_in(message, proto)
         named = f" at {', '.join(stopped)}" if stopped else ""
         raise BuildError(
@@ -241,7 +247,7 @@ def _aim(trt: ModuleType, config: Any, compute: str) -> None:
 
 def _refused(errors: list[Any], trt: ModuleType) -> BuildError:
     """One error for all that the parser found, a clause a node."""
-    seen = {error.node_name() or "?": f"{error.node_operator()}: {error.desc()}" for error in errors}
+    seen = {error.node_name() or "?": one_line(f"{error.node_operator()}: {error.desc()}", 200) for error in errors}
     clauses = "; ".join(f"{node} ({why})" for node, why in seen.items())
     return BuildError(f"TensorRT ({trt.__name__} {trt.__version__}) cannot parse the model: {clauses}.", seen)
 

@@ -1,5 +1,7 @@
 """TensorRT: what the grid forbids, engines without a GPU, graphs for boards that build their own."""
 
+import importlib
+import os
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import pytest
 import wild
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.backends import Job
+from edgekit.backends import Job, tensorrt
 from edgekit.backends._tensorrt_graph import check_symmetric, half, planned
 from edgekit.backends.tensorrt import TensorRT, has_gpu, shapes
 from edgekit.errors import BuildError
@@ -136,7 +138,7 @@ def test_boards_get_a_graph(tmp_path, int8, role):
     assert (built.status, built.entry, list(built.files)) == ("emitted", "model.onnx", ["model.onnx"])
     assert built.runner["shapes"] == {"image": [[1, 3, 12, 12], [1, 3, 12, 12], [8, 3, 12, 12]]}
     onnx.checker.check_model(onnx.load(built.files["model.onnx"]), full_check=True)
-    assert any("built on the board" in note for note in built.notes)
+    assert any("the board builds its engine" in note for note in built.notes)
 
 
 @pytest.mark.parametrize(("role", "precision"), [("float", "fp32"), ("float", "fp16"), ("quantized", "int8")])
@@ -183,6 +185,45 @@ def test_shapes_of_a_fixed_batch_and_of_dynamic_images(tmp_path):
     assert seen == {"image": [[1, 3, 12, 12], [1, 3, 12, 12], [8, 3, 12, 12]]}
     with pytest.raises(BuildError, match="needs the extent of axis 'h' of input 'image'"):
         shapes(job(model, tmp_path, samples=()))
+
+
+@pytest.fixture
+def gpu_of(tmp_path, monkeypatch):
+    """A machine with both packages' names, a GPU's device file, and an nvidia-smi that tells `compute`."""
+
+    def make(compute, *packages):
+        for package in packages:
+            (tmp_path / "site" / package).mkdir(parents=True)
+            (tmp_path / "site" / package / "__init__.py").write_text("")
+        tool = tmp_path / "bin" / "nvidia-smi"
+        tool.parent.mkdir()
+        tool.write_text(f"#!/bin/sh\necho {compute}\n")
+        tool.chmod(0o755)
+        (tmp_path / "nvidia0").touch()
+        monkeypatch.setattr(tensorrt, "GPU_DEVICES", (str(tmp_path / "nvidia0"),))
+        monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
+        monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
+        importlib.invalidate_caches()
+        for package in packages:
+            monkeypatch.delitem(sys.modules, package, raising=False)
+
+    yield make
+    sys.modules.pop("tensorrt", None)
+
+
+def test_the_package_follows_the_target(tmp_path, gpu_of, rtx):
+    """The classic package only for a GPU that is here; which package it is shows before anything of it is used."""
+    gpu_of("8.6", "tensorrt")
+    assert tensorrt.local_compute() == "8.6"
+    assert tensorrt.api(job(small_network(), tmp_path / "a", compute="8.6")).__name__ == "tensorrt"
+    assert tensorrt.api(job(small_network(), tmp_path / "b", compute="8.9")).__name__ == "tensorrt_rtx"
+
+
+def test_the_classic_package_alone_cannot_build_for_another_gpu(tmp_path, gpu_of, monkeypatch):
+    gpu_of("8.6", "tensorrt")
+    monkeypatch.setattr(tensorrt, "installed", lambda: ("tensorrt",))
+    with pytest.raises(BuildError, match=r"none of compute capability 8.9 is; 'tensorrt_rtx' builds for test without"):
+        tensorrt.api(job(small_network(), tmp_path / "b", compute="8.9"))
 
 
 def test_availability_reads_metadata_alone():
