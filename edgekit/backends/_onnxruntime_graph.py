@@ -41,32 +41,52 @@ def _eight_bit(proto: onnx.ModelProto) -> set[str]:
     return found
 
 
-def placement(proto: onnx.ModelProto, spec: QuantSpec | None) -> Placement:
-    """Operators in 8-bit kernels and in float ones, and why those are float. Conversions between the two don't count.
-
-    `proto` is the optimized graph. Nodes keep the names of the operators they come from.
-    """
-    eight_bit = _eight_bit(proto)
+def placement(optimized: onnx.ModelProto, emitted: onnx.ModelProto, spec: QuantSpec | None) -> Placement:
+    """Operators in 8-bit kernels and in float ones, and why those are float; conversions between them don't count."""
+    eight_bit = _eight_bit(optimized)
+    owners = _owners(optimized, emitted, spec)
+    integers: set[str] = set()
     floats: dict[str, onnx.NodeProto] = {}
-    integers = 0
-    for i, node in enumerate(proto.graph.node):
+    for node, owner in zip(optimized.graph.node, owners, strict=True):
         if node.op_type in CONVERSIONS or node.op_type == "Constant":
             continue
         if _is_kernel(node) or (node.op_type in MOVES and node.output[0] in eight_bit):
-            integers += 1
+            integers.add(owner)
         else:
-            floats[node.name or f"{node.op_type}_{i}"] = node
+            floats.setdefault(owner, node)
+    reasons = {} if spec is None else {name: _reason(name, node, spec) for name, node in floats.items()}
+    return Placement(int8_nodes=len(integers - floats.keys()), float_nodes=len(floats), reasons=reasons)
+
+
+def _owners(optimized: onnx.ModelProto, emitted: onnx.ModelProto, spec: QuantSpec | None) -> list[str]:
+    """For each optimized node the operator of the source graph that it belongs to.
+
+    By its name, by what it makes, or, inside a function that was written out, by what reads it. `conv/gate` belongs to
+    `conv` where the emitter made it.
+    """
+    names = {node.name for node in emitted.graph.node}
+    made = {output: node.name for node in emitted.graph.node for output in node.output if output}
+    reader: dict[str, int] = {}
+    nodes = list(optimized.graph.node)
+    owners = [""] * len(nodes)
+    for i in reversed(range(len(nodes))):
+        node = nodes[i]
+        known = node.name if node.name in names else next((made[name] for name in node.output if name in made), "")
+        read = next((owners[reader[name]] for name in node.output if name in reader), "")
+        owners[i] = known or read or node.name or f"{node.op_type}_{i}"
+        reader.update(dict.fromkeys(node.input, i))
     if spec is None:
-        return Placement(int8_nodes=integers, float_nodes=len(floats))
-    reasons = {name: _reason(node, spec) for name, node in floats.items()}
-    return Placement(int8_nodes=integers, float_nodes=len(floats), reasons=reasons)
+        return owners
+    planned = {*spec.nodes, *(node for reasons in spec.keep_float.values() for node in reasons)}
+    stems = {name: name.rpartition("/")[0] for name in owners if name not in planned}
+    return [stems[name] if stems.get(name) in planned else name for name in owners]
 
 
-def _reason(node: onnx.NodeProto, spec: QuantSpec) -> str:
-    planned = spec.is_float(node.name, "onnxruntime")
+def _reason(name: str, node: onnx.NodeProto, spec: QuantSpec) -> str:
+    planned = spec.is_float(name, "onnxruntime")
     if planned:
         return planned
-    if node.name in spec.nodes:
+    if name in spec.nodes:
         return f"ONNX Runtime did not fuse this {node.op_type} with its conversions"
     return f"{node.op_type} is not in the quantization plan"
 

@@ -81,7 +81,7 @@ class OnnxRuntime:
             status="built",
             files={"model.onnx": path},
             entry="model.onnx",
-            placement=placement(optimized, spec),
+            placement=placement(optimized, proto, spec),
             versions=_versions(),
             steps=output_steps(proto),
             notes=(*conversions(optimized, spec), *_notes(job)),

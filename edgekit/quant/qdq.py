@@ -73,6 +73,8 @@ class _Emitter:
         """Activations that the grid absorbs go, then activations, weights and biases get their Q/DQ."""
         if self.variant != "symmetric":
             self.drop_absorbed()
+        if self.backend == "onnxruntime":
+            self.guard_float()
         clamps = [(node, node.input[0]) for node in self.graph.node if node.name in self.direct]
         for name in self.spec.tensors:
             if self.view.is_constant(name):
@@ -178,6 +180,22 @@ class _Emitter:
         zero = np.asarray(grid.zero_point, np.uint8)
         if any(self.is_active(node) for node in self.view.consumers[tensor]):
             self.rewire(tensor, self.dequantize(tensor, integers.astype(np.uint8), scale, zero, None))
+
+    def guard_float(self) -> None:
+        """ONNX Runtime quantizes the float weights of an operator between Q/DQ by itself: keep it from doing so.
+
+        It looks for DequantizeLinear right before the operator; a Clip without effect stands in between.
+        """
+        import onnx
+
+        for node in list(self.graph.node):
+            if node.op_type not in WEIGHTED or self.is_active(node) or node.input[1] in self.spec.weights:
+                continue
+            if not self.is_active(self.view.producer.get(node.input[0])):
+                continue
+            guarded = f"{node.name}/input"
+            self.before[node.name] = [onnx.helper.make_node("Clip", [node.input[0]], [guarded], name=guarded)]
+            node.input[0] = guarded
 
     def rewire(self, tensor: str, result: str) -> None:
         """Let the integer readers of `tensor` read `result`."""

@@ -119,9 +119,12 @@ class _Rewriter:
                 self.tensors[source] = self.tensors[result]
                 done.add(node.name)
                 continue
+            if self.grid(source) == self.grid(result):
+                done.add(node.name)
+                continue
             group = next((group for group in self.spec.ties if result in group), (result,))
             own, other = self.tensors[source], self.tensors[result]
-            if source in group or min(own.low, 0.0) > other.low or max(own.high, 0.0) < other.high:
+            if min(own.low, 0.0) > other.low or max(own.high, 0.0) < other.high:
                 continue
             self.tensors.update(dict.fromkeys((name for name in group if name in self.tensors), own))
             done.add(node.name)

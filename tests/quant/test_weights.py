@@ -45,7 +45,9 @@ def test_variants_of_one_grid():
     np.testing.assert_array_equal(
         quantize_weight(weight, scales, "affine"), quantize_weight(weight, scales, "symmetric")
     )
-    np.testing.assert_allclose(scale_array(scales, "reduced_range"), scale_array(scales, "affine") * 127 / 64, rtol=1e-6)
+    np.testing.assert_allclose(
+        scale_array(scales, "reduced_range"), scale_array(scales, "affine") * 127 / 64, rtol=1e-6
+    )
 
 
 def test_zero_channel_is_safe():

@@ -1,0 +1,190 @@
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from pydantic import ValidationError
+from quant_graphs import residual_net, run, samples, snr
+
+from edgekit.context import Silent
+from edgekit.data import DataSet, Preprocess, Split
+from edgekit.errors import UsageError
+from edgekit.graph.normalise import normalise
+from edgekit.graph.tools import tensor_specs
+from edgekit.model import OnnxModel
+from edgekit.quant.qdq import emit
+from edgekit.stages import Stage
+from edgekit.stages.quantize import Quantize, feed, matching, partition
+
+
+def split(inputs, name="calibration", preprocess=None):
+    ids = tuple(f"{i}" for i in range(len(inputs)))
+    return Split(name, inputs, None, ids, preprocess or Preprocess())
+
+
+@dataclass
+class Context:
+    data: DataSet
+    targets: tuple = ()
+    seed: int = 0
+    work: Path = Path()
+    deadline: float | None = None
+    progress: Silent = field(default_factory=Silent)
+
+    def measure(self, model, target):
+        return {}
+
+
+def context(inputs, **more):
+    return Context(DataSet("noise", {"calibration": split(inputs, **more)}, sha256="abc"))
+
+
+def model(proto=None):
+    proto = normalise(proto or residual_net())
+    inputs, outputs = tensor_specs(proto)
+    return OnnxModel(name="net", proto=proto, inputs=inputs, outputs=outputs)
+
+
+@pytest.fixture(scope="module")
+def done():
+    return Quantize().apply(model(), context(samples(128)))
+
+
+def test_it_is_a_stage():
+    stage = Quantize()
+    assert isinstance(stage, Stage)
+    assert (stage.kind, stage.trains) == ("quantize", False)
+
+
+def test_settings_round_trip():
+    stage = Quantize(max_drop="0.5pp", keep_float=["head*"])
+    assert stage.max_drop == pytest.approx(0.005)
+    assert Quantize.model_validate(stage.model_dump(mode="json")) == stage
+    with pytest.raises(ValidationError, match="max_drop"):
+        Quantize(max_drop="half a point")
+    with pytest.raises(ValidationError, match="calibration"):
+        Quantize(calibration="entropy")
+    with pytest.raises(ValidationError, match="sample"):
+        Quantize(sample=3)
+
+
+def test_result(done):
+    assert done.quant is not None
+    assert done.quant.source["sha256"] == "abc"
+    assert done.quant.source["samples"] == "96"
+    step = done.history[-1]
+    assert step.name == "quantize"
+    assert step.config["calibration"] == "auto"
+    assert step.seconds > 0
+    assert any("dB" in note for note in step.notes)
+    x = samples(64, seed=5)
+    assert snr(run(model().proto, x), run(emit(done.proto, done.quant, "affine", "onnxruntime"), x)) > 25
+
+
+def test_the_model_is_not_changed():
+    source = model()
+    before = source.proto.SerializeToString()
+    Quantize(calibration="minmax").apply(source, context(samples(32)))
+    assert source.proto.SerializeToString() == before
+    assert source.history == ()
+    assert source.quant is None
+
+
+def test_it_repeats_exactly(done):
+    again = Quantize().apply(model(), context(samples(128)))
+    assert again.quant == done.quant
+    assert again.proto == done.proto
+
+
+def test_auto_takes_percentile_where_outliers_spoil_minmax():
+    x = samples(256)
+    x[3, 0, 0, 0], x[17, 1, 5, 5] = 400.0, -300.0
+    done = Quantize().apply(model(), context(x))
+    assert done.quant is not None
+    assert done.quant.source["calibrator"] == "percentile"
+
+
+def test_train_split_serves_where_there_is_no_calibration_split():
+    ctx = Context(DataSet("noise", {"train": split(samples(32), "train")}))
+    done = Quantize(calibration="minmax", samples=16).apply(model(), ctx)
+    assert done.quant is not None
+    assert done.quant.source["split"] == "train"
+    assert done.quant.source["samples"] == "16"
+
+
+def test_keep_float_patterns():
+    names = ["stem", "block.1/conv", "block.2/conv", "head"]
+    assert matching(["block*", "head"], names) == {"block.1/conv", "block.2/conv", "head"}
+    assert matching(["block.1/conv"], names) == {"block.1/conv"}
+    with pytest.raises(UsageError, match=r"'haed'\. Did you mean 'head'\?"):
+        matching(["haed"], names)
+
+
+def test_partition():
+    assert partition(1000, 512, compares=False) == (range(512), range(0))
+    assert partition(100, 512, compares=True) == (range(75), range(75, 100))
+    assert partition(1, 512, compares=True) == (range(1), range(1))
+    assert partition(5000, 4096, compares=True) == (range(3968), range(3968, 4096))
+
+
+def test_a_fixed_batch_is_kept():
+    spec = model().inputs[0]
+    fixed = type(spec)(spec.name, spec.dtype, (8, 3, 12, 12))
+    assert [len(batch[0]) for batch in feed(split(samples(20)), range(20), fixed)()] == [8, 8]
+    with pytest.raises(UsageError, match="fixed to 8"):
+        feed(split(samples(20)), range(5), fixed)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (np.zeros((0, 3, 12, 12), np.float32), "is empty"),
+        (np.zeros((8, 3, 10, 12), np.float32), r"are \[3, 10, 12\] after preprocessing; the input 'x' takes"),
+        (np.zeros((8, 12), np.float32), r"are \[12\] after preprocessing"),
+        (np.full((8, 3, 12, 12), np.nan, np.float32), "hold NaN or infinity"),
+    ],
+)
+def test_bad_samples(inputs, message):
+    with pytest.raises(UsageError, match=message):
+        Quantize().apply(model(), context(inputs))
+
+
+def test_quantizing_twice_is_refused(done):
+    with pytest.raises(UsageError, match="quantized already"):
+        Quantize().apply(done, context(samples(32)))
+
+
+def test_wrong_dtype_and_many_inputs_are_refused():
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]>
+        net (int64[n, 4] a, float[n, 4] b) => (float[n, 4] y) { c = Cast<to = 1>(a)  y = Add(c, b) }"""
+    )
+    with pytest.raises(UsageError, match="feeds one input; the network has 2: a, b"):
+        Quantize().apply(model(proto), context(np.zeros((8, 4), np.float32)))
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]>
+        net (int64[n, 4] a) => (float[n, 4] y) { y = Cast<to = 1>(a) }"""
+    )
+    stage = Quantize(calibration="minmax")
+    done = stage.apply(model(proto), context(np.zeros((8, 4), np.float32)))
+    assert any("nothing to quantize" in note for note in done.history[-1].notes)
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]>
+        net (int64[n, 4] a) => (float[n, 4] y)
+        <float[4, 4] w = {1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4}> { c = Cast<to = 1>(a)  y = MatMul(c, w) }"""
+    )
+    with pytest.raises(UsageError, match="are float32 after preprocessing; the input 'a' takes int64"):
+        stage.apply(model(proto), context(np.zeros((8, 4), np.float32)))
+
+
+def test_nothing_heavy_is_imported():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, edgekit.stages.quantize, edgekit.backends.onnxruntime, edgekit.quant.spec;"
+        "print([m for m in ('torch', 'onnx', 'onnxruntime', 'openvino') if m in sys.modules])"
+    )
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert seen.stdout.strip() == "[]"
