@@ -52,7 +52,9 @@ def _convert(proto: onnx.ModelProto, inputs: Sequence[npt.NDArray[np.generic]]) 
     with _quiet() as said:
         litert_torch.config.show_progress = False
         try:
-            edge = litert_torch.convert(view, args)
+            # 64-bit inputs keep their type: a bundle takes what the source takes.
+            wide = any(array.dtype in (np.int64, np.float64) for array in inputs)
+            edge = litert_torch.convert(view, args, enable_x64=wide)
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "float.tflite"
                 edge.export(str(path))

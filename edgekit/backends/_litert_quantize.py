@@ -30,7 +30,8 @@ class S8Grid:
     def quantize(self, values: npt.NDArray[Any]) -> npt.NDArray[np.int8]:
         """Round to nearest even, clipped."""
         q = np.rint(values.astype(np.float32) / np.float32(self.scale)) + self.zero_point
-        return np.clip(q, -128, 127).astype(np.int8)
+        clipped: npt.NDArray[np.int8] = np.clip(q, -128, 127).astype(np.int8)
+        return clipped
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What tflite-runtime 2.14, the last of its line, cannot run or runs wrongly, read from the .tflite file itself.
 
-It gives NaN on 4-bit weights and wrong numbers, without a word, where weights are 8-bit and activations float.
+It gives NaN on 4-bit weights and, for many models, wrong numbers without a word where weights are 8-bit and
+activations float: all of that kind are refused, because the file does not tell which.
 This module reads the flatbuffer with the standard library alone, because it must work on the device, before the
 runtime sees the file. Slots are those of the schema of TensorFlow Lite, version 3.
 """
@@ -169,8 +170,8 @@ def _operator(code: int, version: int, operator: _Table, tensors: Any, filled: A
                 VERSION, name, made, use)  # fmt: skip
     if name in _HYBRID and _is_hybrid(inputs, outputs, tensors, filled):
         return (
-            "tflite-runtime %s computes the %s that makes %r wrongly, with its 8-bit weights and float activations "
-            "(dynamic int8): use ai-edge-litert instead, or float or static int8" % (VERSION, name, made)
+            "tflite-runtime %s gives wrong numbers for 8-bit weights with float activations (dynamic int8), as in the "
+            "%s that makes %r: use ai-edge-litert instead, or float or static int8" % (VERSION, name, made)
         )
     return None
 
