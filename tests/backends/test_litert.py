@@ -374,7 +374,7 @@ def demo():
     model = load_model(
         "model.py:build", weights=folder / "weights.safetensors", inputs=inputs, base=folder, name="demo"
     )
-    return model.reference, load_data("calibration_data/fashion_mnist", root)
+    return model.reference, load_data("calibration_data/fashion_mnist", base=root)
 
 
 def ready(split, count):
