@@ -151,8 +151,8 @@ def write_bundle(
     with _replacing(path) as file:
         _write_zip(file, members)
         digest = _seal(file)
-    model_bytes = sum(file.stat().st_size for file in files.values())
-    return Bundle(path=path, manifest=full, sha256=digest, model_bytes=model_bytes)
+    sizes = {name: file.stat().st_size for name, file in files.items()}
+    return Bundle(path=path, manifest=full, sha256=digest, model_bytes=_model_bytes(full, sizes))
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -347,8 +347,14 @@ def _verified(path: Path, bundle: zipfile.ZipFile) -> Bundle:
         with bundle.open(name) as member:
             if _digest(member) != expected:
                 raise IntegrityError(f"{path}: member {name!r} is not what the manifest says")
-    model_bytes = sum(info.file_size for info in infos if info.filename.startswith("model/"))
-    return Bundle(path=path, manifest=manifest, sha256=bundle.comment[-64:].decode(), model_bytes=model_bytes)
+    sizes = {i.filename.removeprefix("model/"): i.file_size for i in infos if i.filename.startswith("model/")}
+    digest = bundle.comment[-64:].decode()
+    return Bundle(path=path, manifest=manifest, sha256=digest, model_bytes=_model_bytes(manifest, sizes))
+
+
+def _model_bytes(manifest: Manifest, sizes: Mapping[str, int]) -> int:
+    """The model's files alone: a runner that came along with them is code."""
+    return sum(size for name, size in sizes.items() if name != manifest.runner.get("module"))
 
 
 def _manifest(path: Path, content: bytes) -> Manifest:

@@ -14,23 +14,28 @@ from typing import Any
 import numpy as np
 
 from . import arrays, output, state
-from .failures import USAGE, Failure, usage
+from .failures import USAGE, Failure, missing, usage
 from .preprocess import check, preprocess
 
 
 def make_runner(folder: Path, manifest: dict[str, Any], threads: int, batch: int) -> Any:
-    """The runner of the bundle's backend, with the model loaded. `batch` is the most samples that one call gets."""
+    """The runner of the bundle's backend, with the model loaded. `batch` is the most samples that one call gets.
+
+    A backend from elsewhere brings its runner among the model's files: `manifest.runner.module` names it.
+    """
     own = manifest["runner"].get("module")
     if own is None:
         module = importlib.import_module("." + manifest["backend"], __package__ + ".runners")
         return module.Runner(folder, manifest, threads, batch)
-    # A backend from elsewhere: its runner is one of the bundle's own files, which are verified by now.
-    spec = importlib.util.spec_from_file_location("edgekit_own_runner", folder / own)
+    spec = importlib.util.spec_from_file_location("edgekit_runner", folder / own)
     if spec is None or spec.loader is None:
-        raise Failure(USAGE, f"the runner {own!r} is not a Python file")
+        raise usage(f"the bundle's runner {own!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Runner(folder, manifest, threads, batch)
+    try:
+        spec.loader.exec_module(module)
+        return module.Runner(folder, manifest, threads, batch)
+    except ImportError as error:
+        raise missing(error.name or manifest["backend"], "running this bundle", error) from error
 
 
 def batch_size(manifest: dict[str, Any], wanted: int) -> int:

@@ -13,7 +13,7 @@ import pytest
 
 from edgekit.agent.failures import MISSING_RUNTIME, Failure
 from edgekit.agent.infer import make_runner
-from edgekit.bundle import Bundle, TensorEntry, write_bundle
+from edgekit.bundle import Bundle, TensorEntry, open_bundle, write_bundle
 
 
 @pytest.fixture(autouse=True)
@@ -113,3 +113,42 @@ def test_tensorrt_builds_the_emitted_graph(tmp_path: Path) -> None:
     assert len(bytes(build(trt, log, graph, shapes))) > 1000
     with pytest.raises(Failure, match="cannot parse the model"):
         build(trt, log, b"rubbish", shapes)
+
+
+OWN = """
+import {package}
+import numpy as np
+
+
+class Runner:
+    def __init__(self, folder, manifest, threads, batch):
+        self.versions = {{"own": "1"}}
+
+    def infer(self, arrays):
+        return [arrays[0].sum(axis=(1, 2, 3))[:, None] * np.ones(3, np.float32)]
+"""
+
+
+def own_bundle(folder: Path, package: str) -> Bundle:
+    (folder / "own.py").write_text(OWN.format(package=package))
+    model = small.model(folder / "m.onnx")
+    files = {"model.onnx": model, "own.py": folder / "own.py"}
+    golden = small.samples(2)
+    outputs = golden.sum(axis=(1, 2, 3))[:, None] * np.ones(3, np.float32)
+    manifest = small.manifest(backend="own", runner={"module": "own.py"})
+    bundle = write_bundle(folder / "own.edge", manifest, files, [golden], [outputs])
+    assert bundle.model_bytes == model.stat().st_size
+    return bundle
+
+
+def test_a_runner_from_elsewhere_travels_with_the_model(tmp_path: Path) -> None:
+    bundle = own_bundle(tmp_path, "os")
+    done = subprocess.run([sys.executable, str(bundle.path), "selftest"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert open_bundle(bundle.path) == bundle
+
+
+def test_a_runner_from_elsewhere_whose_runtime_is_missing_is_6(tmp_path: Path) -> None:
+    bundle = own_bundle(tmp_path, "no_such_runtime")
+    done = subprocess.run([sys.executable, str(bundle.path), "selftest"], capture_output=True, text=True)
+    assert done.returncode == 6 and "pip install no_such_runtime" in done.stderr
