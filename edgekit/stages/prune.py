@@ -146,6 +146,9 @@ class _Run:
         return module, f"biases of {shifted} layers corrected on {len(inputs)} samples (the model has no BatchNorm)"
 
     def remarks(self, kind: str, found: Found, plan: Plan, total: int) -> list[str]:
+        """Plain lines about what went otherwise than asked; that the outputs stay goes without saying."""
+        from edgekit.prune.groups import OUTPUT
+
         lines = []
         if kind != self.stage.importance:
             lines.append(f"importance {kind!r} instead of {self.stage.importance!r}: the data has no labels")
@@ -154,10 +157,9 @@ class _Run:
                 f"asked for {self.stage.macs:.0%} of the multiply-accumulates, reached {plan.macs / total:.1%}: "
                 f"every group keeps at least {self.stage.keep_at_least:.1%} and a multiple of {self.stage.round_to}"
             )
-        outputs = [name for name, why in found.whole.items() if why.endswith("output of the model")]
         others: dict[str, list[str]] = {}
         for name, why in found.whole.items():
-            if name not in outputs:
+            if why != OUTPUT:
                 others.setdefault(why, []).append(name)
         lines += [f"left whole: {', '.join(names)} ({why})" for why, names in others.items()]
         return lines

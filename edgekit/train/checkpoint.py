@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from edgekit.errors import UsageError
-from edgekit.model import Step, TorchModel
+from edgekit.model import TorchModel
 from edgekit.prune.loosen import loosen
 from edgekit.prune.shapes import restore, state
 from edgekit.train.samples import Samples
@@ -63,12 +63,12 @@ class Checkpoint:
 
 
 def save_torch(model: TorchModel, folder: Path) -> None:
-    """Keep a (pruned, trained) module and its history in `folder`: `weights.safetensors` and `model.json`."""
+    """Keep a (pruned, trained) module in `folder`: `weights.safetensors`, and its shapes in `model.json`."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     tensors, shapes = state(model.module)
-    description = {"version": 1, "shapes": shapes, "history": [dataclasses.asdict(step) for step in model.history]}
+    description = {"version": 1, "shapes": shapes}
     weights, text = folder / "weights.safetensors", folder / "model.json"
     text.unlink(missing_ok=True)  # while it is absent the folder holds no model
     save_file(tensors, weights.with_suffix(".tmp"))
@@ -78,7 +78,9 @@ def save_torch(model: TorchModel, folder: Path) -> None:
 
 
 def load_torch(folder: Path, fresh: TorchModel) -> TorchModel:
-    """The model that `save_torch` kept, rebuilt from `fresh`, the same source as it is loaded today.
+    """The module that `save_torch` kept, in the place of that of `fresh`: its source, or any stage's result of it.
+
+    The history stays that of `fresh`.
 
     Raises:
         UsageError: the folder holds no model, or one of another source.
@@ -93,13 +95,8 @@ def load_torch(folder: Path, fresh: TorchModel) -> TorchModel:
     if description.get("version") != 1 or {k: list(v.shape) for k, v in tensors.items()} != description.get("shapes"):
         raise UsageError(f"The saved model in {folder} is damaged or of another version. Run without --resume.")
     module = restore(loosen(fresh.module, _probe(fresh)), tensors).eval()
-    history = tuple(_step(entry) for entry in description["history"])
-    return dataclasses.replace(fresh, module=module, history=history)
+    return dataclasses.replace(fresh, module=module)
 
 
 def _probe(model: TorchModel) -> tuple[torch.Tensor, ...]:
     return tuple(torch.zeros(spec.sized(2), dtype=getattr(torch, spec.dtype)) for spec in model.inputs)
-
-
-def _step(entry: dict[str, Any]) -> Step:
-    return Step(**{**entry, "notes": tuple(entry["notes"]), "curve": tuple(entry["curve"])})

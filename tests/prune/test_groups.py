@@ -1,0 +1,175 @@
+"""A pruned network equals the masked one; what can't be pruned is left whole, with the reason."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from prune_models import Mixed, ResNet20, settled  # noqa: E402
+from torch import nn  # noqa: E402
+
+from edgekit.errors import UsageError  # noqa: E402
+from edgekit.prune.apply import masked, removed  # noqa: E402
+from edgekit.prune.cost import MacModel, count_macs  # noqa: E402
+from edgekit.prune.groups import find_groups  # noqa: E402
+from edgekit.prune.importance import score  # noqa: E402
+from edgekit.prune.plan import choose  # noqa: E402
+from edgekit.prune.shapes import restore, state  # noqa: E402
+
+
+def some_of_each(groups, seed=0):
+    rng = np.random.default_rng(seed)
+    return {g.name: sorted(rng.choice(g.channels, g.channels // 3, replace=False).tolist()) for g in groups}
+
+
+CASES = {"mixed": (Mixed, (3, 1, 12, 12)), "resnet20": (ResNet20, (3, 3, 32, 32))}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pruned_equals_masked(case):
+    build, shape = CASES[case]
+    module = settled(build())
+    x = torch.randn(shape)
+    found = find_groups(module, (x,))
+    removal = some_of_each(found.groups)
+    smaller, mask = removed(module, found.groups, removal), masked(module, found.groups, removal)
+    with torch.no_grad():
+        before, expected, seen = module(x), mask(x), smaller(x)
+    assert not torch.allclose(before, expected, atol=1e-3)
+    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-5)
+    assert sum(p.numel() for p in smaller.parameters()) < 0.8 * sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_predicted_macs_are_the_counted_ones(case):
+    build, shape = CASES[case]
+    module = settled(build())
+    x = torch.randn(shape)
+    found = find_groups(module, (x,))
+    cost = MacModel(module, (x[:1],))
+    assert cost.total == count_macs(module, (x[:1],)) == count_macs(module, (x,))
+    removal = some_of_each(found.groups, seed=1)
+    assert cost.after(found.groups, removal) == count_macs(removed(module, found.groups, removal), (x[:1],))
+
+
+def test_macs_of_a_known_layer():
+    layer = nn.Conv2d(8, 16, 3, padding=1, groups=4)
+    assert count_macs(layer, (torch.zeros(1, 8, 10, 10),)) == 10 * 10 * 16 * (8 // 4) * 9
+
+
+def test_channels_that_a_shortcut_shifts_are_left_whole():
+    found = find_groups(settled(ResNet20()), (torch.randn(2, 3, 32, 32),))
+    assert {g.name for g in found.groups} == {f"layer{i}.{j}.conv1" for i in (1, 2, 3) for j in range(3)}
+    reasons = set(found.whole.values())
+    assert "its channels are an output of the model" in reasons
+    assert any("not the same as masking" in r or "fails without them" in r for r in reasons)
+
+
+class HardView(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 8, 3), nn.Linear(8 * 4, 3)
+
+    def forward(self, x):
+        return self.b(nn.functional.adaptive_avg_pool2d(self.a(x), 2).view(-1, 32))
+
+
+class Grouped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("build", "reason"), [(HardView, "fails without them"), (Grouped, "with 2 groups")])
+def test_a_model_with_nothing_to_prune_says_why(build, reason):
+    with pytest.raises(UsageError, match=f"No channels of this model can be pruned.*{reason}"):
+        find_groups(build().eval(), (torch.randn(2, 1, 12, 12),))
+
+
+def test_a_plan_keeps_multiples_and_its_floor_and_lands_just_under_its_target():
+    module = settled(Mixed())
+    x = torch.randn(4, 1, 12, 12)
+    found, cost = find_groups(module, (x,)), MacModel(module, (x[:1],))
+    scores = score("l2", module, found.groups, [])
+    for share in (0.8, 0.5):
+        plan = choose(found.groups, scores, cost, int(cost.total * share), round_to=4, floor=0.25)
+        assert plan.reached
+        assert 0.8 * share * cost.total < plan.macs <= share * cost.total
+        for group in found.groups:
+            gone = len(plan.removal.get(group.name, ()))
+            assert (group.channels - gone) % 4 == 0
+            assert group.channels - gone >= 0.25 * group.channels
+    plan = choose(found.groups, scores, cost, 0, round_to=4, floor=0.25)
+    assert not plan.reached
+
+
+def test_the_least_important_channels_go_first():
+    module = settled(Mixed())
+    x = torch.randn(4, 1, 12, 12)
+    found, cost = find_groups(module, (x,)), MacModel(module, (x[:1],))
+    scores = score("random", module, found.groups, [], seed=3)
+    plan = choose(found.groups, scores, cost, cost.total // 2, round_to=4, floor=0.0)
+    for name, gone in plan.removal.items():
+        kept = [c for c in range(len(scores[name])) if c not in gone]
+        assert scores[name][gone].max() <= scores[name][kept].min()
+
+
+@pytest.mark.parametrize("kind", ["taylor", "activation", "l1", "l2", "bn_scale"])
+def test_a_dead_channel_scores_lowest(kind):
+    module = settled(Mixed())
+    with torch.no_grad():
+        for tensor in (module.a[0].weight, module.a[0].bias, module.a[1].weight, module.a[1].bias):
+            tensor[5] = 0
+        for tensor in (module.b[0].weight, module.b[0].bias, module.b[1].weight, module.b[1].bias):
+            tensor[5] = 0
+        for consumer in (module.b[0].weight, module.c.weight):
+            consumer[:, 5] = 0
+        module.c.weight[:, 21] = 0
+    x, y = torch.randn(32, 1, 12, 12), torch.randint(0, 4, (32,))
+    groups = [g for g in find_groups(module, (x[:2],)).groups if any(m.tensor == "a.0.weight" for m in g.members)]
+    scores = score(kind, module, groups, [(x, y)])[groups[0].name]
+    assert int(scores.argmin()) == 5
+    assert scores.min() < 1e-9 < scores.sort().values[1]
+
+
+def test_taylor_is_the_squared_gradient_of_a_gate():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 6, 3), nn.Linear(6, 3)
+
+        def forward(self, x, gate=None):
+            h = self.a(x).relu()
+            return self.b((h if gate is None else h * gate[:, :, None, None]).mean((2, 3)))
+
+    torch.manual_seed(0)
+    module, x, y = Two().eval(), torch.randn(5, 1, 8, 8), torch.tensor([0, 1, 2, 1, 0])
+    groups = find_groups(module, (x[:2],)).groups
+    gate = torch.ones(5, 6, requires_grad=True)
+    nn.functional.cross_entropy(module(x, gate), y, reduction="sum").backward()
+    expected = gate.grad.double().pow(2).mean(0)
+    seen = score("taylor", module, groups, [(x[:3], y[:3]), (x[3:], y[3:])])["a"]
+    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_pruned_module_is_rebuilt_from_tensors_alone(case):
+    build, shape = CASES[case]
+    module = settled(build())
+    x = torch.randn(shape)
+    found = find_groups(module, (x,))
+    smaller = removed(module, found.groups, some_of_each(found.groups))
+    tensors, shapes = state(smaller)
+    again = restore(build(), tensors).eval()
+    assert shapes == {n: list(t.shape) for n, t in again.state_dict().items()}
+    with torch.no_grad():
+        assert torch.equal(again(x), smaller(x))
+    attributes = [str(m) for m in again.modules() if not list(m.children())]
+    assert attributes == [str(m) for m in smaller.modules() if not list(m.children())]
+    with pytest.raises(UsageError, match="of another model"):
+        restore(build(), {"strange": torch.zeros(1)})

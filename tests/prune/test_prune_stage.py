@@ -1,0 +1,130 @@
+"""The stage `prune`, on a module with BatchNorm and on the torch view of its ONNX file, which has none."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from pydantic import ValidationError
+
+torch = pytest.importorskip("torch")
+
+from prune_models import Mixed, settled, stripes  # noqa: E402
+
+from edgekit.context import Silent  # noqa: E402
+from edgekit.errors import UsageError  # noqa: E402
+from edgekit.graph.crossing import export_module, to_torch  # noqa: E402
+from edgekit.model import TensorSpec, TorchModel  # noqa: E402
+from edgekit.prune.correct import channel_means, correct_biases, reestimate_batchnorm  # noqa: E402
+from edgekit.stages.prune import Prune  # noqa: E402
+from edgekit.train.checkpoint import load_torch, save_torch  # noqa: E402
+
+INPUTS = (TensorSpec("image", "float32", ("batch", 1, 12, 12)),)
+
+
+def context(tmp_path: Path, data=None):
+    return SimpleNamespace(data=data or stripes(), targets=(), seed=0, work=tmp_path, deadline=None, progress=Silent())
+
+
+@pytest.fixture(scope="module")
+def dense() -> TorchModel:
+    module = settled(Mixed())
+    reference = export_module(module, INPUTS, "mixed")
+    return TorchModel(name="mixed", module=module, inputs=INPUTS, outputs=reference.outputs, reference=reference)
+
+
+@pytest.mark.parametrize("source", ["module", "view"])
+def test_macs_and_parameters_shrink_and_the_model_given_is_untouched(dense, tmp_path, source):
+    model = dense if source == "module" else to_torch(dense.reference)
+    before = copy.deepcopy(model.module.state_dict())
+    pruned = Prune(macs=0.5, round_to=4, samples=64).apply(model, context(tmp_path))
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.module.state_dict().values(), strict=True))
+    step = pruned.history[-1]
+    assert step.name == "prune"
+    assert step.config["macs"] == 0.5
+    assert step.parameters == sum(p.numel() for p in pruned.module.parameters())
+    x = torch.randn(3, 1, 12, 12)
+    with torch.no_grad():
+        assert pruned.module(x).shape == (3, 4)
+    word = "BatchNorm statistics measured anew" if source == "module" else "(the model has no BatchNorm)"
+    assert any(word in note for note in step.notes)
+
+    from edgekit.graph.cost import cost
+    from edgekit.graph.crossing import to_onnx
+
+    exported = cost(to_onnx(pruned).proto).macs
+    assert 0.35 < exported / cost(dense.reference.proto).macs <= 0.5
+    assert step.macs == exported
+
+
+@pytest.mark.parametrize("source", ["module", "view"])
+def test_a_pruned_model_survives_the_disk(dense, tmp_path, source):
+    model = dense if source == "module" else to_torch(dense.reference)
+    pruned = Prune(macs=0.6, round_to=4, importance="l2", samples=64).apply(model, context(tmp_path))
+    save_torch(pruned, tmp_path / "kept")
+    again = load_torch(tmp_path / "kept", model)
+    x = torch.randn(2, 1, 12, 12)
+    with torch.no_grad():
+        assert torch.equal(again.module(x), pruned.module(x))
+    (tmp_path / "kept" / "model.json").unlink()
+    with pytest.raises(UsageError, match="holds no saved model"):
+        load_torch(tmp_path / "kept", model)
+
+
+def test_without_labels_activations_rank_the_channels(dense, tmp_path):
+    pruned = Prune(macs=0.7, round_to=4, samples=64).apply(dense, context(tmp_path, stripes(labels=False)))
+    assert any("importance 'activation' instead of 'taylor'" in note for note in pruned.history[-1].notes)
+
+
+def test_two_runs_give_the_same_bits(dense, tmp_path):
+    one, two = (Prune(macs=0.5, round_to=4, samples=64).apply(dense, context(tmp_path)) for _ in range(2))
+    for a, b in zip(one.module.state_dict().values(), two.module.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_all_of_it_removes_nothing_and_too_little_is_said(dense, tmp_path):
+    whole = Prune(macs=1.0, samples=64).apply(dense, context(tmp_path))
+    assert whole.history[-1].parameters == sum(p.numel() for p in dense.module.parameters())
+    assert "nothing was removed" in whole.history[-1].notes
+    least = Prune(macs=0.01, round_to=4, keep_at_least=0.5, samples=64).apply(dense, context(tmp_path))
+    assert any("asked for 1% of the multiply-accumulates, reached" in note for note in least.history[-1].notes)
+
+
+def test_what_cannot_be_pruned_is_refused(dense, tmp_path):
+    with pytest.raises(UsageError, match="put it before 'quantize'"):
+        Prune(macs=0.5).apply(dense.reference, context(tmp_path))
+    several = replace(dense, inputs=(*INPUTS, *INPUTS))
+    with pytest.raises(UsageError, match="has 2 inputs"):
+        Prune(macs=0.5).apply(several, context(tmp_path))
+    for wrong in ({"macs": 1.5}, {"macs": 0}, {"macs": 0.5, "round_to": 0}, {"macs": 0.5, "importance": "luck"}):
+        with pytest.raises(ValidationError):
+            Prune(**wrong)
+
+
+def test_reestimated_statistics_are_the_plain_mean_and_variance():
+    norm = torch.nn.BatchNorm2d(3, momentum=0.3)
+    batches = [torch.randn(16, 3, 4, 4) * 2 + 1 for _ in range(4)]
+    reestimate_batchnorm(norm, batches)
+    torch.testing.assert_close(norm.running_mean, torch.stack([b.mean((0, 2, 3)) for b in batches]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([b.var((0, 2, 3)) for b in batches]).mean(0))
+    assert norm.momentum == 0.3
+    assert not norm.training
+
+
+def test_bias_correction_restores_every_mean():
+    nn = torch.nn
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4)
+    ).eval()
+    x = torch.randn(16, 1, 12, 12)
+    wanted = channel_means(module, x)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    assert correct_biases(module, x, wanted) == 3
+    for name, mean in channel_means(module, x).items():
+        torch.testing.assert_close(mean, wanted[name], atol=1e-5, rtol=1e-4)
