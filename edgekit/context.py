@@ -37,17 +37,28 @@ class RunContext(Protocol):
     """
 
     @property
-    def data(self) -> DataSet: ...
+    def data(self) -> DataSet:
+        """The data set, in splits."""
+
     @property
-    def targets(self) -> tuple[Target, ...]: ...
+    def targets(self) -> tuple[Target, ...]:
+        """What the result is for."""
+
     @property
-    def seed(self) -> int: ...
+    def seed(self) -> int:
+        """Of everything random in the stage."""
+
     @property
-    def work(self) -> Path: ...
+    def work(self) -> Path:
+        """The stage's own folder."""
+
     @property
-    def deadline(self) -> float | None: ...
+    def deadline(self) -> float | None:
+        """When the run must be over, in `time.monotonic()`'s terms."""
+
     @property
-    def progress(self) -> Progress: ...
+    def progress(self) -> Progress:
+        """Where to say how far it is."""
 
     def measure(self, model: Model, target: Target) -> dict[str, Any]:
         """Median latency in seconds of a float build of `model` on `target`'s device: `{"latency_s": ...}`."""

@@ -182,6 +182,18 @@ def test_an_unwritable_output_folder_ends_with_2(folder):
     assert "Not a directory" in done.stderr
 
 
+def test_what_libraries_print_stays_out_of_the_result(folder):
+    """Prints of Python and of native code go to stderr, so that stdout is JSON and nothing else."""
+    (folder / "loud.py").write_text(
+        "import os\ndef load():\n    print('from Python')\n    os.write(1, b'from below\\n')\n    return 5\n"
+    )
+    done = run(folder, "loud.py:load", RECIPE, "--json", "--quiet")
+    assert done.returncode == ExitCode.USAGE
+    assert "loud.py:load returned int" in json.loads(done.stdout)["error"]["message"]
+    assert "from Python" in done.stderr
+    assert "from below" in done.stderr
+
+
 def test_ctrl_c_ends_with_130(folder):
     (folder / "slow.py").write_text(
         "import pathlib, time\n"
