@@ -160,7 +160,10 @@ class _Builder:
             )
         step = table[node.op_type](op)
         takes = torch_ops.TAKES_HOST.get(node.op_type, frozenset())
-        result: Any = tuple(self._argument(node.input[i], as_it_is=on_host or i in takes) for i in step.inputs)
+        result: Any = tuple(
+            self._number(node.input[i]) if on_host else self._argument(node.input[i], as_it_is=i in takes)
+            for i in step.inputs
+        )
         path = self.identifier(node.name)
         for index, module in enumerate(step.modules):
             last = index == len(step.modules) - 1
@@ -195,6 +198,10 @@ class _Builder:
         if not name:
             return None
         return self.values[name] if as_it_is and name in self.host else self.tensor(name)
+
+    def _number(self, name: str) -> Any:
+        """An input of shape arithmetic: constants as plain Python numbers, for a tensor would end a dynamic extent."""
+        return self.values[name] if name in self.host else self.constants[name].tolist()
 
     def tensor(self, name: str) -> fx.Node:
         """The fx node of a value as a tensor."""
