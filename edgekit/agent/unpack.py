@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import shutil
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from typing import Any
 import numpy as np
 
 from .failures import INTEGRITY, NO_FILE, Failure, usage
+
+KEPT_S = 30 * 86400
+"""How long an unpacked model that nobody uses is kept."""
 
 
 def cache_folder() -> Path:
@@ -47,8 +52,10 @@ class Archive:
         folder = home / self.sha256
         try:
             if folder.is_dir() and self._intact(folder):
+                _touch(folder)
                 return folder
             home.mkdir(parents=True, exist_ok=True)
+            _forget(home)
             fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=home))
             try:
                 self._extract(fresh)
@@ -97,6 +104,20 @@ class Archive:
                 damaged = tempfile.mkdtemp(prefix=".old-", dir=folder.parent)
                 os.rename(folder, os.path.join(damaged, "files"))
                 shutil.rmtree(damaged, ignore_errors=True)
+
+
+def _touch(folder: Path) -> None:
+    """Remember that it was used; where the cache is read-only, nobody will clean it up either."""
+    with contextlib.suppress(OSError):
+        os.utime(folder)
+
+
+def _forget(home: Path) -> None:
+    """Remove what no run has used for `KEPT_S`, with what killed runs left behind."""
+    for folder in home.iterdir():
+        with contextlib.suppress(OSError):  # another process may be doing the same
+            if time.time() - folder.stat().st_mtime > KEPT_S:
+                shutil.rmtree(folder)
 
 
 def _sha256(path: Path) -> str:

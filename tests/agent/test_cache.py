@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import agent_bundles as small
@@ -60,3 +61,13 @@ def test_a_cache_that_cannot_be_written_says_what_to_set(bundle: Bundle, tmp_pat
     process = selftest(bundle, tmp_path / "file")
     _, told = process.communicate()
     assert process.returncode == 2 and "EDGEKIT_CACHE" in told
+
+
+def test_what_nobody_used_for_a_month_is_forgotten(bundle: Bundle, tmp_path: Path) -> None:
+    home = tmp_path / "cache" / "bundles"
+    for name, days in (("0" * 64, 31), ("1" * 64, 1), (".new-killed", 31)):
+        (home / name).mkdir(parents=True)
+        (home / name / "model.onnx").write_bytes(b"old")
+        os.utime(home / name, (time.time() - days * 86400,) * 2)
+    assert selftest(bundle, tmp_path / "cache").wait() == 0
+    assert sorted(path.name for path in home.iterdir()) == sorted(["1" * 64, bundle.sha256])
