@@ -31,7 +31,7 @@ _INTERVALS = frozenset({"ADD", "SUB", "MUL", "MINIMUM", "MAXIMUM", *_LIMITS})
 
 @dataclass
 class Outcome:
-    """A decision and what is to be told about it: `reasons` names an operator of the .tflite and why it is float."""
+    """A decision and what is to be told about it: `reasons` says of an ONNX node (or operator) why it is float."""
 
     decision: Decision
     reasons: dict[str, str] = field(default_factory=dict)
@@ -87,11 +87,17 @@ class _Decider:
         chosen = {place for place, (name, operator) in enumerate(operators) if self._takes(place, name, operator)}
         chosen -= self._lonely(operators, chosen)
         decision = Decision(self.grids, frozenset(chosen), self.weights)
-        reasons = {}
-        for place, reason in sorted(self.reasons.items()):
-            name, operator = operators[place]
-            reasons[f"{name} {self._label(fb.indices(operator.outputs)[0])}"] = reason
+        reasons = {self._blamed(*operators[place]): reason for place, reason in sorted(self.reasons.items())}
         return Outcome(decision, reasons, self.notes)
+
+    def _blamed(self, name: str, operator: Any) -> str:
+        """What to call an operator of the .tflite: the ONNX node that it computes, where its output is known."""
+        index = fb.indices(operator.outputs)[0]
+        inputs = {known for source in fb.indices(operator.inputs) for known in self.matches.get(source, ())}
+        nodes = [node for known in self.matches.get(index, ())[:1] for node in self._covered(known, inputs, 4)]
+        kept = [node for node in nodes if self.spec.is_float(node.name, "litert")]
+        found = [*kept, *nodes]
+        return found[0].name if found else f"{name} {self._label(index)}"
 
     # -- grids ---------------------------------------------------------------------------------------------------
 

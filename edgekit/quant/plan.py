@@ -20,12 +20,12 @@ PASS_THROUGH = frozenset(
 """Operators that move or average values: their outputs share the range of their first input."""
 
 FIXED: Mapping[str, tuple[float, float]] = {
-    "Sigmoid": (0.0, 1.0),
+    "Sigmoid": (0.0, 255 / 256),
     "HardSigmoid": (0.0, 1.0),
-    "Softmax": (0.0, 1.0),
-    "Tanh": (-1.0, 1.0),
+    "Softmax": (0.0, 255 / 256),
+    "Tanh": (-1.0, 127 / 128),
 }
-"""Ranges known without calibration."""
+"""Ranges known without calibration. Three end a step below 1: LiteRT's kernels insist on steps of 1/256 and 1/128."""
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 UNARY = frozenset({"GlobalAveragePool", "HardSigmoid", "HardSwish", "LeakyRelu", "Sigmoid", "Tanh"})

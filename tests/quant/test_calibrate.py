@@ -77,7 +77,7 @@ def test_ties_share_the_union():
     group = ["sum_relu", "pool", "branch", "both", "padded"]
     assert len({(ranges[name].low, ranges[name].high) for name in group}) == 1
     assert ranges["branch"].low < 0
-    assert (ranges["gate"].low, ranges["gate"].high, ranges["gate"].fixed) == (0.0, 1.0, True)
+    assert (ranges["gate"].low, ranges["gate"].high, ranges["gate"].fixed) == (0.0, 255 / 256, True)
 
 
 def test_memory_does_not_grow_with_the_samples():

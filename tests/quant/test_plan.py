@@ -38,7 +38,7 @@ def test_ties_join_what_shares_a_grid():
 
 
 def test_fixed_ranges():
-    assert plan(residual_net()).fixed == {"gate": (0.0, 1.0)}
+    assert plan(residual_net()).fixed == {"gate": (0.0, 255 / 256)}
 
 
 def test_what_the_recipe_keeps_float():
