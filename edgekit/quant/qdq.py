@@ -68,6 +68,7 @@ class _Emitter:
         self.first: list[onnx.NodeProto] = []
         self.added: set[str] = set()
         self.source: dict[str, str] = {}
+        self.gone: list[onnx.NodeProto] = []
 
     def run(self) -> None:
         """Activations that the grid absorbs go, then activations, weights and biases get their Q/DQ."""
@@ -88,7 +89,8 @@ class _Emitter:
             self.on_integers(node, source)
         nodes = list(self.first)
         for node in self.graph.node:
-            nodes += [*self.before.get(node.name, ()), node, *self.after.get(node.name, ())]
+            kept = () if any(node is one for one in self.gone) else (node,)
+            nodes += [*self.before.get(node.name, ()), *kept, *self.after.get(node.name, ())]
         copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
         del self.graph.node[:]
         self.graph.node.extend(copies)
@@ -107,7 +109,7 @@ class _Emitter:
             if node.op_type not in ACTIVATIONS or not self.is_active(node) or node.input[0] in self.spec.tensors:
                 continue
             producer, bounds = self.view.producer[node.input[0]], clip_bounds(node, self.view)
-            if bounds is None or self.view.only_consumer(node.input[0]) is None:
+            if bounds is None or self.view.only_consumer(node.input[0]) is None or not self.is_active(producer):
                 continue
             if within(self.grid(node.output[0]), bounds):
                 producer.output[list(producer.output).index(node.input[0])] = node.output[0]
@@ -215,9 +217,11 @@ class _Emitter:
                 node.input[2] = f"{source}/zero_point"
             return
         if node.op_type == "HardSigmoid":
-            bounds: tuple[float, float] | None = (0.0, 1.0)
-        else:
-            bounds = clip_bounds(node, self.view)
+            # The integers of its input are those of its output.
+            self.after[node.name][0].input[0] = node.input[0]
+            self.gone.append(node)
+            return
+        bounds = clip_bounds(node, self.view)
         assert bounds is not None  # a clamp has constant bounds, or it would not be here
         grid = self.grid(node.output[0].removesuffix("/quantized"))
         limits = [np.clip(np.rint(bound / grid.scale) + grid.zero_point, 0, 255).astype(np.uint8) for bound in bounds]

@@ -18,7 +18,7 @@ def for_onnxruntime(proto: onnx.ModelProto, spec: QuantSpec) -> tuple[QuantSpec,
     """Change `proto` into operators that ONNX Runtime fuses with their Q/DQ.
 
     Returns the spec that fits it, and the names of operators that work on the integers themselves: Pad, clamps that
-    the grid of their output does not absorb, and HardSigmoid, which is a clamp once its input's grid is chosen for it.
+    the grid of their output does not absorb, and HardSigmoid, which is nothing once its input's grid is chosen for it.
     """
     work = _Rewriter(proto.graph, spec)
     work.hard_swishes()
@@ -52,20 +52,24 @@ class _Rewriter:
         return [node for node in found if node.name not in by_user]
 
     def hard_swishes(self) -> None:
-        """`x * HardSigmoid(x)`, written out, where `hard_sigmoids` can then serve it."""
+        """`x * HardSigmoid(x)`, written out, with a copy of `x` in the grid that its HardSigmoid wants.
+
+        A LeakyRelu of slope one is that copy: ONNX Runtime requantizes by a table of 256 entries for it.
+        """
         import onnx
 
+        make = onnx.helper.make_node
         for node in self.active("HardSwish"):
             source, result = node.input[0], node.output[0]
-            if self.view.only_consumer(source) is None or not self.free(source):
-                continue
-            gate = f"{node.name}/gate"
+            copied, gate = f"{node.name}/copy", f"{node.name}/gate"
             self.replace(
                 node,
-                onnx.helper.make_node("HardSigmoid", [source], [gate], name=gate, alpha=1 / 6, beta=0.5),
-                onnx.helper.make_node("Mul", [source, gate], [result], name=node.name),
+                make("LeakyRelu", [source], [copied], name=copied, alpha=1.0),
+                make("HardSigmoid", [copied], [gate], name=gate, alpha=1 / 6, beta=0.5),
+                make("Mul", [source, gate], [result], name=node.name),
             )
-            self.nodes[gate] = None
+            self.nodes.update(dict.fromkeys([copied, gate]))
+            self.tensors[copied] = self.tensors[source]
             self.tensors[gate] = Range(low=0, high=1, calibrator="fixed", fixed=True)
             self.keep_float.get(BACKEND, {}).pop(node.name, None)
 
@@ -75,35 +79,26 @@ class _Rewriter:
         return tensor in self.tensors and tensor not in self.view.outputs and not tied
 
     def hard_sigmoids(self) -> set[str]:
-        """Give the input of a HardSigmoid a grid that starts where the output leaves zero.
+        """Give the input of a HardSigmoid the grid that makes it a matter of names.
 
-        With `q = 0` at `x = -beta / alpha`, `alpha * x + beta` is `alpha * scale * q`: the same integers with another
-        scale, clamped at one. What lies below does not matter to `x * HardSigmoid(x)` either: it is zero.
+        Let `q = 0` stand for `x = -beta / alpha` and 255 for `(1 - beta) / alpha`: both ends saturate where HardSigmoid
+        does, and in between `alpha * x + beta` is `alpha * scale * q`, the same integers under another scale.
         """
         done: set[str] = set()
         for node in self.active("HardSigmoid"):
             source, gate = node.input[0], node.output[0]
             alpha, beta = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
-            if alpha <= 0 or beta <= 0 or not self.free(source) or not self.free(gate):
+            alone = self.view.only_consumer(source) is not None and self.view.producer.get(source) is not None
+            if alpha <= 0 or not 0 < beta < 1 or not alone or not self.free(source) or not self.free(gate):
                 continue
-            if not all(self.scales(reader, source, gate) for reader in self.view.consumers[source]):
-                continue
-            low = -beta / alpha
-            swish = len(self.view.consumers[source]) > 1
-            # Beyond the upper knee a plain HardSigmoid saturates, and so may the grid.
-            high = max(self.tensors[source].high, -low / 8) if swish else (1 - beta) / alpha
-            zero_point = max(1, int(-low * 255 / (high - low)))
-            step = -low / zero_point
+            zero_point = int(beta * 255)
+            step = beta / alpha / zero_point
             who = f"{self.tensors[source].calibrator}, fitted to HardSigmoid"
-            self.tensors[source] = Range(low=low, high=low + 255 * step, calibrator=who)
+            self.tensors[source] = Range(low=-zero_point * step, high=(255 - zero_point) * step, calibrator=who)
             self.tensors[gate] = Range(low=0.0, high=255 * step * alpha, calibrator="fixed", fixed=True)
             self.keep_float.get(BACKEND, {}).pop(node.name, None)
             done.add(node.name)
         return done
-
-    def scales(self, reader: onnx.NodeProto, source: str, gate: str) -> bool:
-        """Whether a reader of `source` is its HardSigmoid, or multiplies it with that."""
-        return gate in reader.output or (reader.op_type == "Mul" and set(reader.input) == {source, gate})
 
     def clamps(self) -> set[str]:
         """A Relu or Clip that its output's grid does not absorb clamps the integers of one grid for both sides."""
