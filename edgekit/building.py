@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 GOLDEN = 4
 """So many evaluation samples travel in a bundle for `selftest`."""
 
+CANDIDATES = 16
+"""So many go to the backend, which may say that some suit better (`Built.golden`)."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -98,9 +101,11 @@ class Builder:
         shutil.rmtree(work, ignore_errors=True)
         with writing_to(self.space.root):
             work.mkdir(parents=True)
-            samples = tuple(x[:GOLDEN] for x in self.oracle.inputs)
+            samples = tuple(x[:CANDIDATES] for x in self.oracle.inputs)
             job = Job(part.model, part.role, part.precision, target, facts, work, samples)
             built = _contained(backend, job)
+            rows = [*(range(len(samples[0])) if built.golden is None else built.golden)][:GOLDEN]
+            samples = tuple(x[rows] for x in samples)
             manifest = self._manifest(part, target, backend_name, built)
             folder = self._publish(name, built)
             golden = self._golden(backend, part, manifest, folder, samples)

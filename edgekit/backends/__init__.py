@@ -63,7 +63,8 @@ class Built:
 
     `files` maps names inside the bundle to paths; `entry` is the one that the runner loads. `runner` is what the
     agent's runner of this backend needs beside it (plain JSON values). `steps` is the quantization step of each
-    output, or None for a float output.
+    output, or None for a float output. `golden` are positions in the job's samples that suit `selftest` (None: all
+    do): where a file runs on several runtimes, those on which they agree.
     """
 
     status: Literal["built", "emitted"]
@@ -74,6 +75,7 @@ class Built:
     versions: Mapping[str, str] = field(default_factory=dict)
     steps: tuple[float | None, ...] = ()
     notes: tuple[str, ...] = ()
+    golden: tuple[int, ...] | None = None
 
 
 class Backend(Protocol):

@@ -15,14 +15,16 @@ from edgekit.extras import require
 Array = npt.NDArray[Any]
 
 
-def interpreter(content: bytes, *, keep: bool = False) -> Any:
-    """A loaded model, one thread. `keep` leaves every tensor readable, on the builtin kernels.
+def interpreter(content: bytes, *, builtin: bool = False, keep: bool = False) -> Any:
+    """A loaded model, one thread, on XNNPACK or on the `builtin` kernels. `keep` leaves every tensor readable there.
 
     Raises:
         BuildError: LiteRT refuses the file.
     """
     litert = require("ai_edge_litert.interpreter", extra="litert", why="running .tflite files")
-    resolver = litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES if keep else litert.OpResolverType.BUILTIN
+    resolver = (
+        litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES if builtin or keep else litert.OpResolverType.BUILTIN
+    )
     try:
         loaded = litert.Interpreter(
             model_content=content,
@@ -42,9 +44,9 @@ def _invoke(loaded: Any, places: Sequence[int], sample: Sequence[Array]) -> None
     loaded.invoke()
 
 
-def outputs(content: bytes, samples: Sequence[Sequence[Array]]) -> list[list[Array]]:
+def outputs(content: bytes, samples: Sequence[Sequence[Array]], *, builtin: bool = False) -> list[list[Array]]:
     """The outputs for each sample (one array an input, batch axis included), in the graph's order."""
-    loaded = interpreter(content)
+    loaded = interpreter(content, builtin=builtin)
     (graph,) = fb.read(content).subgraphs
     results = []
     for sample in samples:

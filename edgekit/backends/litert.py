@@ -58,7 +58,8 @@ class LiteRT:
 
         if job.precision == "fp16":
             raise BuildError("LiteRT bundles are fp32 or int8, not fp16: ask for fp32, or leave this backend out.")
-        proto, samples = _folded(job), _samples(job)
+        proto, everything = _folded(job), _samples(job)
+        samples = everything[:CHECKED]
         content = converter.to_float(proto, samples[0])
         self._compare(job, proto, content, samples)
         reasons: dict[str, str] = {}
@@ -84,6 +85,7 @@ class LiteRT:
             versions=_versions(),
             steps=finish.output_steps(content),
             notes=tuple(notes),
+            golden=finish.steady(content, everything) if job.samples and not refused else None,
         )
 
     def _compare(self, job: Job, proto: onnx.ModelProto, content: bytes, samples: Samples) -> None:
@@ -123,8 +125,7 @@ def _folded(job: Job) -> onnx.ModelProto:
 def _samples(job: Job) -> Samples:
     """One list of inputs a sample, batch 1; a sample of noise where the job has none."""
     if job.samples and len(job.samples[0]):
-        count = min(CHECKED, len(job.samples[0]))
-        return [[np.ascontiguousarray(array[i : i + 1]) for array in job.samples] for i in range(count)]
+        return [[np.ascontiguousarray(array[i : i + 1]) for array in job.samples] for i in range(len(job.samples[0]))]
     random = np.random.default_rng(0)
     shapes = [(spec.sized(1), spec.dtype) for spec in job.model.inputs]
     return [[random.standard_normal(shape).astype(dtype) for shape, dtype in shapes] for _ in range(CHECKED)]

@@ -274,6 +274,13 @@ def test_decomposed_activations_run_in_int8(tmp_path):
     noise = expected - outputs(made, images)
     assert 10 * np.log10((expected**2).sum() / (noise**2).sum()) > 20
     saved_model, graph = saved(made)
+    tensors, compared = named(graph), 0
+    for name in model.quant.tensors:
+        if f"{name}_int8" in tensors:
+            grid, seen = model.quant.grid(name, "affine"), tensors[f"{name}_int8"].quantization
+            assert (float(seen.scale[0]), int(seen.zeroPoint[0])) == (grid.scale, grid.zero_point - 128), name
+            compared += 1
+    assert compared >= 12 and "m_int8" in tensors
     wanted = quantize_weight(
         next(numpy_helper.to_array(t) for t in model.proto.graph.initializer if t.name == "w2"),
         model.quant.weights["w2"],
@@ -281,6 +288,17 @@ def test_decomposed_activations_run_in_int8(tmp_path):
     )
     weights = [fb.constant(saved_model, t) for t in graph.tensors if fb.shape(t) == (8, 1, 1, 8)]
     assert any(np.array_equal(value, wanted.transpose(0, 2, 3, 1)) for value in weights)
+
+
+@pytest.mark.slow
+def test_golden_samples_are_those_on_which_the_kernels_agree(int8, tmp_path):
+    images = small_data().splits["test"].inputs
+    made = LiteRT().build(job(int8, tmp_path, "quantized", samples=(images,)))
+    content = made.files[made.entry].read_bytes()
+    samples = [[image[None]] for image in images]
+    one, other = (np.concatenate([r[0] for r in run.outputs(content, samples, builtin=b)]) for b in (False, True))
+    rows = np.flatnonzero(np.abs(one - other).max(axis=1) <= 1.01 * made.steps[0])
+    assert made.golden == tuple(rows) and len(rows) > 50
 
 
 # -- tflite-runtime ------------------------------------------------------------------------------------------------
