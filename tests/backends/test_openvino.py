@@ -185,31 +185,35 @@ def test_nothing_is_reported_and_home_stays_empty(tmp_path):
 
 
 @pytest.mark.slow
-def test_resnet20(tmp_path):
-    model, data = wild.resnet20()
+@pytest.mark.parametrize(
+    ("network", "accuracy", "drop"),
+    [(wild.resnet20, 0.9129, 0.005), (wild.demo, 0.944, 0.005)],
+    ids=["resnet20", "demo"],
+)
+def test_trained_networks(tmp_path, network, accuracy, drop):
+    """The demo's first 2,000 test images: 94.40 %; ResNet-20: 91.29 % of 1,228."""
+    (model, data), quantized = network(), wild.quantized(network)
     test = data.splits["test"]
     built = OpenVino().build(job(model, tmp_path / "float", samples=(test.inputs[:4],)))
     reference = run_onnx(model.proto, [test.inputs])[0]
     np.testing.assert_allclose(outputs(built, test.inputs), reference, atol=1e-4)
 
-    quantized = wild.quantize(model, data, tmp_path)
     built8 = OpenVino().build(job(quantized, tmp_path / "int8", "quantized", samples=(test.inputs[:4],)))
     seen = outputs(built8, test.inputs)
     runtime = run_onnx(emit(quantized.proto, quantized.quant, "affine", "onnxruntime"), [test.inputs])[0]
     assert (seen.argmax(1) == runtime.argmax(1)).mean() >= 0.99
-    accuracy = [(o.argmax(1) == test.labels).mean() for o in (reference, seen)]
-    assert accuracy[0] == pytest.approx(0.9129, abs=1e-4)
-    assert accuracy[0] - accuracy[1] <= 0.005
+    right = [(o.argmax(1) == test.labels).mean() for o in (reference, seen)]
+    assert right[0] == pytest.approx(accuracy, abs=1e-3)
+    assert right[0] - right[1] <= drop
     sizes = [b.files["model.bin"].stat().st_size for b in (built, built8)]
     assert sizes[0] / sizes[1] >= 3.7
-    assert built8.placement.int8_nodes > 9 * built8.placement.float_nodes
+    assert not {n.name for n in quantized.proto.graph.node if n.op_type == "Conv"} & set(built8.placement.reasons)
 
 
 @pytest.mark.slow
 def test_efficientnet_lite0(tmp_path):
-    model, data = wild.efficientnet_lite0()
+    (model, data), quantized = wild.efficientnet_lite0(), wild.quantized(wild.efficientnet_lite0)
     images = data.splits["test"].inputs
-    quantized = wild.quantize(model, data, tmp_path)
     built = OpenVino().build(job(quantized, tmp_path / "int8", "quantized", samples=(images[:2],)))
     reference = run_onnx(model.proto, [images], batch=16)[0]
     assert (outputs(built, images).argmax(1) == reference.argmax(1)).mean() >= 0.95

@@ -239,16 +239,19 @@ def test_availability_reads_metadata_alone():
 
 
 @pytest.mark.slow
-def test_resnet20(tmp_path, rtx):
-    model, data = wild.resnet20()
+@pytest.mark.parametrize("network", [wild.demo, wild.resnet20, wild.efficientnet_lite0], ids=lambda n: n.__name__)
+def test_engines_of_real_networks(tmp_path, rtx, network):
+    """Both engines are built; the graph behind the int8 one, run by ONNX Runtime, agrees with fp32 on 95 %."""
+    (model, data), quantized = network(), wild.quantized(network)
     test = data.splits["test"]
-    quantized = wild.quantize(model, data, tmp_path)
-    for role, network in (("float", model), ("quantized", quantized)):
-        built = TensorRT().build(job(network, tmp_path / role, role, samples=(test.inputs[:4],)))
+    for role, source in (("float", model), ("quantized", quantized)):
+        built = TensorRT().build(job(source, tmp_path / role, role, samples=(test.inputs[:4],)))
         assert built.status == "built"
-    seen = run_onnx(onnx.load(built.files["model.onnx"]), [test.inputs])[0]
-    assert (seen.argmax(1) == test.labels).mean() >= 0.9129 - 0.005
-    assert built.placement.int8_nodes > built.placement.float_nodes
+    assert built.placement.int8_nodes > 5 * built.placement.float_nodes
+    images = test.inputs[:256]
+    reference = run_onnx(model.proto, [images], batch=16)[0]
+    seen = run_onnx(onnx.load(built.files["model.onnx"]), [images], batch=16)[0]
+    assert (seen.argmax(1) == reference.argmax(1)).mean() >= 0.95
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import functools
 import io
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -38,6 +39,29 @@ def exported(module, shape, name):
     from edgekit.graph.crossing import export_module
 
     return export_module(module.eval(), (TensorSpec("image", "float32", ("batch", *shape)),), name)
+
+
+@functools.cache
+def demo():
+    """The example's network, unpruned, and the bundled Fashion-MNIST: 512 calibration and 2,000 test images."""
+    from edgekit.data import load_data
+    from edgekit.sources import load_model
+
+    folder = Path(__file__).parents[2]
+    model = load_model(
+        "model.py:build",
+        weights=Path("weights.safetensors"),
+        inputs={"image": TensorSpec("image", "float32", ("batch", 1, 28, 28))},
+        base=folder / "examples" / "fashion_mnist",
+        name="fashion",
+    )
+    data = load_data(folder / "calibration_data" / "fashion_mnist")
+    ready = {
+        name: split(name, part.preprocess.apply(part.inputs[:count]), part.labels[:count])
+        for name, count in (("calibration", 512), ("test", 2000))
+        for part in [data.splits[name]]
+    }
+    return model.reference, DataSet("fashion_mnist", ready)
 
 
 @functools.cache
@@ -142,6 +166,13 @@ def quantize(model, data, work):
     from edgekit.testing import Lent
 
     return Quantize().apply(model, Lent(work, data))
+
+
+@functools.cache
+def quantized(network):
+    """One of the networks above after the `quantize` stage, calibrated on its own data."""
+    with TemporaryDirectory() as work:
+        return quantize(*network(), Path(work))
 
 
 def small_shapes(shape):
