@@ -46,4 +46,5 @@ def leave(code: int) -> None:
     sys.stdout.flush()
     if seen and code != seen:
         print("edgekit: this bundle does not match its digest: it is damaged or was changed", file=sys.stderr)
-    raise SystemExit(seen or code)
+    # Not `raise SystemExit(...)`: with its bracket damaged to "#", that would be exit code 0.
+    sys.exit(seen or code)
