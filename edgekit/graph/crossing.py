@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from edgekit.errors import BuildError
+from edgekit.extras import require
 from edgekit.graph.normalise import MIN_OPSET, normalise
 from edgekit.graph.tools import EXTENT, tensor_specs
 from edgekit.graph.torch_view import torch_view
@@ -95,6 +96,7 @@ def _export(module: nn.Module, inputs: Sequence[TensorSpec], name: str, outputs:
         "dynamic_shapes": dynamic if any(dynamic) else None,
         "verbose": False,
     }
+    require("onnxscript", extra="onnx", why="exporting a module to ONNX")
     try:
         with _quiet():
             program = torch.onnx.export(module, examples, **settings)

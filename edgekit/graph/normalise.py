@@ -60,6 +60,7 @@ def normalise(proto: onnx.ModelProto) -> onnx.ModelProto:
         _remove_identities(result.graph)
         drop_unused(result.graph)
     if _flatten_reshapes(result.graph):
+        _remove_identities(result.graph)
         drop_unused(result.graph)
     _name_nodes(result.graph)
     return result
@@ -220,13 +221,20 @@ def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _flatten_reshapes(graph: onnx.GraphProto) -> bool:
-    """Change `graph`: Reshape to `[batch, everything else]` becomes Flatten, which still fits when channels are cut."""
+    """Change `graph`: Reshape to `[batch, everything else]` becomes Flatten, which still fits when channels are cut.
+
+    What is flat already becomes Identity.
+    """
     constants, known = initializers(graph), shapes(graph)
     changed = False
     for node in graph.node:
-        target = constants.get(node.input[1]) if node.op_type == "Reshape" and not node.domain else None
-        shape = known.get(node.input[0]) if target is not None and target.shape == (2,) else None
-        if target is None or shape is None or len(shape) < 3:
+        shape = known.get(node.input[0]) if node.input and not node.domain else None
+        if shape is not None and len(shape) == 2 and node.op_type == "Flatten" and attributes(node).get("axis", 1) == 1:
+            node.op_type = "Identity"
+            del node.attribute[:]
+            changed = True
+        target = constants.get(node.input[1]) if node.op_type == "Reshape" else None
+        if target is None or shape is None or target.shape != (2,) or len(shape) < 2:
             continue
         if attributes(node).get("allowzero", 0) and 0 in target:
             continue
@@ -235,7 +243,7 @@ def _flatten_reshapes(graph: onnx.GraphProto) -> bool:
         kept = first in (0, shape[0])
         whole = len(rest) == len(shape) - 1 and second == math.prod(rest)
         if (whole and (kept or first == -1)) or (kept and second == -1):
-            node.op_type = "Flatten"
+            node.op_type = "Flatten" if len(shape) > 2 else "Identity"
             del node.input[1:], node.attribute[:]
             changed = True
     return changed
