@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import logging
-import os
 import re
-import sys
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekit.backends import _litert_flatbuffer as fb
+from edgekit.backends._litert_quiet import Said, quiet
 from edgekit.errors import BuildError
 from edgekit.extras import require
 
@@ -43,13 +38,13 @@ def to_float(proto: onnx.ModelProto, inputs: Sequence[npt.NDArray[np.generic]]) 
 
 def _convert(proto: onnx.ModelProto, inputs: Sequence[npt.NDArray[np.generic]]) -> bytes:
     torch = require("torch", extra="torch", why="converting for LiteRT")
-    with _quiet() as said:
+    with quiet() as said:
         litert_torch = require("litert_torch", extra="litert", why="converting for LiteRT")
     from edgekit.graph.torch_view import torch_view
 
     view = torch_view(proto).eval()
     args = tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in inputs)
-    with _quiet() as said:
+    with quiet() as said:
         litert_torch.config.show_progress = False
         try:
             # 64-bit inputs keep their type: a bundle takes what the source takes.
@@ -63,7 +58,7 @@ def _convert(proto: onnx.ModelProto, inputs: Sequence[npt.NDArray[np.generic]]) 
             raise _stopped(proto, error, said) from error
 
 
-def _stopped(proto: onnx.ModelProto, error: Exception, said: _Said) -> BuildError:
+def _stopped(proto: onnx.ModelProto, error: Exception, said: Said) -> BuildError:
     """Name the nodes that the converter's message points at: modules of the view are named after them."""
     text = f"{error}\n{said.text()}"
     nodes = [node.name for node in proto.graph.node if node.name and _mentions(text, node.name)]
@@ -77,50 +72,3 @@ def _stopped(proto: onnx.ModelProto, error: Exception, said: _Said) -> BuildErro
 def _mentions(text: str, node: str) -> bool:
     plain = re.sub(r"\W", "_", node)
     return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) for name in {node, plain})
-
-
-class _Said:
-    """What was written to stdout and stderr below Python while it was quiet."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._kept = ""
-
-    def text(self) -> str:
-        """Everything so far."""
-        if not self._file.closed:
-            self._file.seek(0)
-            self._kept = self._file.read().decode(errors="replace")
-        return self._kept
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[_Said]:
-    """Catch what C++ and Python libraries print, but let our own progress through.
-
-    The converter logs to file descriptors 1 and 2, so those are turned into a file; `sys.stderr`, where our progress
-    is drawn by another thread, moves to a copy of the real one.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = os.dup(1), os.dup(2)
-    disabled = logging.root.manager.disable
-    streams = sys.stdout, sys.stderr
-    with tempfile.TemporaryFile() as file, os.fdopen(os.dup(saved[1]), "w", buffering=1) as terminal:
-        said = _Said(file)
-        try:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-            sys.stdout, sys.stderr = io.StringIO(), terminal
-            logging.disable(logging.CRITICAL)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield said
-        finally:
-            sys.stdout, sys.stderr = streams
-            logging.disable(disabled)
-            os.dup2(saved[0], 1)
-            os.dup2(saved[1], 2)
-            os.close(saved[0])
-            os.close(saved[1])
-            said.text()

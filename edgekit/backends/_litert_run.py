@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.backends import _litert_flatbuffer as fb
+from edgekit.backends._litert_quiet import quiet
 from edgekit.errors import BuildError
 from edgekit.extras import require
 
@@ -26,13 +27,14 @@ def interpreter(content: bytes, *, builtin: bool = False, keep: bool = False) ->
         litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES if builtin or keep else litert.OpResolverType.BUILTIN
     )
     try:
-        loaded = litert.Interpreter(
-            model_content=content,
-            num_threads=1,
-            experimental_preserve_all_tensors=keep,
-            experimental_op_resolver_type=resolver,
-        )
-        loaded.allocate_tensors()
+        with quiet():
+            loaded = litert.Interpreter(
+                model_content=content,
+                num_threads=1,
+                experimental_preserve_all_tensors=keep,
+                experimental_op_resolver_type=resolver,
+            )
+            loaded.allocate_tensors()
     except (RuntimeError, ValueError) as error:
         raise BuildError(f"LiteRT refuses the file that was built: {' '.join(str(error).split())}") from error
     return loaded
