@@ -33,9 +33,7 @@ class Distill(BaseModel):
     temperature: float = Field(4.0, gt=0, description="softens both networks' logits")
     alpha: float = Field(0.9, ge=0, le=1, description="share of the teacher in the loss; the rest is cross-entropy")
     batch_size: int = Field(128, ge=1)
-    learning_rate: float | None = Field(
-        None, gt=0, description="peak rate of SGD; by default 0.05 with BatchNorm, 0.01 without"
-    )
+    learning_rate: float = Field(0.05, gt=0, description="peak rate of SGD after a linear warm-up; a cosine follows")
     weight_decay: float = Field(5e-4, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     augment: Literal["none", "shift", "flip_shift"] = Field(
@@ -57,16 +55,21 @@ class Distill(BaseModel):
             raise UsageError("'distill' trains a module: put it before 'quantize' in the recipe.")
         require("torch", extra="torch", why="recovery training")
         from edgekit.graph.torch_view import torch_view
-        from edgekit.prune.shapes import parameters
+        from edgekit.prune.shapes import has_batchnorm, parameters
         from edgekit.train.loop import recover
-        from edgekit.train.samples import hold_out, single_input, training_split
+        from edgekit.train.normed import with_batchnorm, without_batchnorm
+        from edgekit.train.samples import hold_out, single_input, some, training_split
 
         started = time.monotonic()
         single_input(model.inputs)
         train, held_out = hold_out(training_split(ctx.data), self.held_out, ctx.seed)
-        settings = self.settings(model, ctx.seed)
+        settings = self.settings(ctx.seed)
+        student, added = model.module, 0
+        if not has_batchnorm(student):
+            sample = some(train.split, 512, ctx.seed)
+            student, added = with_batchnorm(student, (x for x, _ in sample.batches(64)))
         result = recover(
-            model.module,
+            student,
             torch_view(model.reference.proto),
             train,
             held_out,
@@ -75,34 +78,33 @@ class Distill(BaseModel):
             progress=ctx.progress,
             deadline=ctx.deadline,
         )
+        module = without_batchnorm(result.module) if added else result.module
         step = Step(
             name=self.kind,
-            config={**self.model_dump(), "learning_rate": settings.learning_rate, "precision": settings.precision},
+            config={**self.model_dump(), "precision": settings.precision},
             seconds=time.monotonic() - started,
-            notes=self.notes(result, settings, labelled=train.labelled, count=len(train)),
+            notes=(*self.notes(result, settings, labelled=train.labelled, count=len(train)), *_about(added)),
             macs=model.history[-1].macs if model.history else None,
-            parameters=parameters(result.module),
+            parameters=parameters(module),
             curve=result.curve,
         )
-        return replace(model, module=result.module).after(step)
+        return replace(model, module=module).after(step)
 
-    def settings(self, model: TorchModel, seed: int) -> Settings:
+    def settings(self, seed: int) -> Settings:
         """The settings with every default decided."""
-        from edgekit.prune.shapes import has_batchnorm
         from edgekit.train.loop import Settings, native_bf16
 
-        rate = self.learning_rate or (0.05 if has_batchnorm(model.module) else 0.01)
         return Settings(
             epochs=self.epochs,
             batch_size=self.batch_size,
-            learning_rate=rate,
+            learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
             temperature=self.temperature,
             alpha=self.alpha,
             label_smoothing=self.label_smoothing,
             augment=self.augment,
             patience=self.patience,
-            clip=5.0 if has_batchnorm(model.module) else 1.0,
+            clip=5.0,
             precision=("bf16" if native_bf16() else "fp32") if self.precision == "auto" else self.precision,
             seed=seed,
         )
@@ -125,3 +127,8 @@ class Distill(BaseModel):
         if result.stopped:
             lines.append(result.stopped)
         return tuple(lines)
+
+
+def _about(added: int) -> tuple[str, ...]:
+    """The line about BatchNorm that stood in for the folded one."""
+    return (f"trained with a temporary BatchNorm after {added} convolutions, folded back afterwards",) if added else ()

@@ -127,7 +127,7 @@ class _Run:
     def cut(self, found: Found, plan: Plan) -> tuple[nn.Module, str]:
         """The smaller module with its statistics put right, and a line about how."""
         from edgekit.prune.apply import kept, removed
-        from edgekit.prune.correct import channel_means, correct_biases, reestimate_batchnorm
+        from edgekit.prune.correct import channel_moments, correct_biases, reestimate_batchnorm
         from edgekit.prune.shapes import has_batchnorm
 
         module = removed(self.dense, found.groups, plan.removal)
@@ -139,11 +139,16 @@ class _Run:
             reestimate_batchnorm(module, (x for x, _ in self.samples.batches(BATCH)))
             return module, f"BatchNorm statistics measured anew on {len(self.samples)} samples"
         inputs = self.inputs(_fitting(self.inputs(1).numel()))
-        wanted = channel_means(self.dense, inputs)
+        wanted = channel_moments(self.dense, inputs)
         rows = kept(self.dense, found.groups, plan.removal)
-        wanted = {n: v if f"{n}.bias" not in rows else v[rows[f"{n}.bias"]] for n, v in wanted.items()}
+        for name, (mean, deviation) in wanted.items():
+            stay = rows.get(f"{name}.bias", slice(None))
+            wanted[name] = (mean[stay], deviation[stay])
         shifted = correct_biases(module, inputs, wanted)
-        return module, f"biases of {shifted} layers corrected on {len(inputs)} samples (the model has no BatchNorm)"
+        return (
+            module,
+            f"biases and scales of {shifted} layers corrected on {len(inputs)} samples (there is no BatchNorm)",
+        )
 
     def remarks(self, kind: str, found: Found, plan: Plan, total: int) -> list[str]:
         """Plain lines about what went otherwise than asked; that the outputs stay goes without saying."""

@@ -18,7 +18,7 @@ from edgekit.context import Silent  # noqa: E402
 from edgekit.errors import UsageError  # noqa: E402
 from edgekit.graph.crossing import export_module, to_torch  # noqa: E402
 from edgekit.model import TensorSpec, TorchModel  # noqa: E402
-from edgekit.prune.correct import channel_means, correct_biases, reestimate_batchnorm  # noqa: E402
+from edgekit.prune.correct import channel_moments, correct_biases, reestimate_batchnorm  # noqa: E402
 from edgekit.stages.prune import Prune  # noqa: E402
 from edgekit.train.checkpoint import load_torch, save_torch  # noqa: E402
 
@@ -49,7 +49,7 @@ def test_macs_and_parameters_shrink_and_the_model_given_is_untouched(dense, tmp_
     x = torch.randn(3, 1, 12, 12)
     with torch.no_grad():
         assert pruned.module(x).shape == (3, 4)
-    word = "BatchNorm statistics measured anew" if source == "module" else "(the model has no BatchNorm)"
+    word = "BatchNorm statistics measured anew" if source == "module" else "(there is no BatchNorm)"
     assert any(word in note for note in step.notes)
 
     from edgekit.graph.cost import cost
@@ -114,17 +114,18 @@ def test_reestimated_statistics_are_the_plain_mean_and_variance():
     assert not norm.training
 
 
-def test_bias_correction_restores_every_mean():
+def test_bias_correction_restores_every_mean_and_deviation():
     nn = torch.nn
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4)
     ).eval()
     x = torch.randn(16, 1, 12, 12)
-    wanted = channel_means(module, x)
+    wanted = channel_moments(module, x)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
+            parameter += 0.01 * torch.randn_like(parameter)
     assert correct_biases(module, x, wanted) == 3
-    for name, mean in channel_means(module, x).items():
-        torch.testing.assert_close(mean, wanted[name], atol=1e-5, rtol=1e-4)
+    for name, (mean, deviation) in channel_moments(module, x).items():
+        torch.testing.assert_close(mean, wanted[name][0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(deviation, wanted[name][1], atol=1e-5, rtol=1e-4)
