@@ -35,17 +35,17 @@ def convert(ov: ModuleType, proto: onnx.ModelProto, work: Path) -> Any:
     onnx.save_model(proto, path)
     try:
         return ov.convert_model(path)
-    except (RuntimeError, *_failures(ov)) as error:
+    except _failures(ov) as error:
         stopped = nodes_in(str(error), proto)
         types = sorted({node.op_type for node in nodes(proto.graph) if node.name in stopped})
         seen = f"it has no rule for {', '.join(types)} at {', '.join(stopped)}" if stopped else one_line(str(error))
         raise BuildError(f"OpenVINO cannot convert the model: {seen}.", stopped) from error
 
 
-def _failures(ov: ModuleType) -> list[type[Exception]]:
-    """The frontend's own errors, which share no base class."""
+def _failures(ov: ModuleType) -> tuple[type[Exception], ...]:
+    """What converting can raise: the frontend's own errors share no base class."""
     kinds = ("General", "Initialization", "NotImplemented", "OpConversion", "OpValidation")
-    return [getattr(ov.frontend, f"{kind}Failure") for kind in kinds]
+    return (RuntimeError, *(getattr(ov.frontend, f"{kind}Failure") for kind in kinds))
 
 
 def tidy(model: Any, proto: onnx.ModelProto) -> None:
