@@ -54,8 +54,9 @@ class QuantSpec(_Value):
 
     `nodes` lists the operators that run in integers. `tensors` holds the range of every activation that gets
     Q/DQ; `weights` the scales of every quantized initializer (narrow range [-127, 127]); `ties` groups of
-    activations that share one range (residual add, concat, pool, reshape); `keep_float` why a node stays float,
-    per backend name or "*" for all.
+    activations that share one range (concat, pool, reshape); `keep_float` why a node stays float, per backend name
+    or "*" for all. What a Relu or Clip right behind an operator reads has no range of its own: the integer grid of the
+    activation's output does the clamping (a backend that needs one for it may take that of the output).
     """
 
     version: Literal[1] = 1
