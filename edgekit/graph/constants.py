@@ -79,6 +79,8 @@ class _Known:
         if any(name not in self.constants for name in inputs):
             return self._followed(node)
         results = self._run(node, inputs)
+        if results is None:
+            return None
         allowed = max([LARGEST, *(self.constants[name].size for name in inputs)])
         return results if all(value.size <= allowed for value in results.values()) else None
 
@@ -98,13 +100,16 @@ class _Known:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(attributes(node)["to"])
         return {node.output[0]: value.astype(dtype)}
 
-    def _run(self, node: onnx.NodeProto, inputs: list[str]) -> dict[str, Array]:
+    def _run(self, node: onnx.NodeProto, inputs: list[str]) -> dict[str, Array] | None:
         value_info = [onnx.helper.make_tensor_value_info(name, 0, None) for name in dict.fromkeys(inputs)]
         outputs = [onnx.helper.make_tensor_value_info(name, 0, None) for name in node.output if name]
         graph = onnx.helper.make_graph([node], "constant", value_info, outputs)
         model = onnx.helper.make_model(graph, opset_imports=self.opsets, ir_version=self.ir_version)
-        with np.errstate(all="ignore"):
-            results = ReferenceEvaluator(model).run(None, {name: self.constants[name] for name in inputs})
+        try:
+            with np.errstate(all="ignore"):
+                results = ReferenceEvaluator(model).run(None, {name: self.constants[name] for name in inputs})
+        except Exception:  # the evaluator lacks operators and types that runtimes have: the node stays
+            return None
         return {value.name: np.asarray(result) for value, result in zip(outputs, results, strict=True)}
 
     def follow(self, node: onnx.NodeProto) -> None:
@@ -163,7 +168,8 @@ def _arithmetic(node: onnx.NodeProto, known: _Known) -> Array | None:
 
 def _gather(node: onnx.NodeProto, known: _Known, data: Array) -> Array | None:
     index = known.constants.get(node.input[1])
-    return None if index is None else np.asarray(np.take(data, index, axis=attributes(node).get("axis", 0)), object)
+    inside = index is not None and data.ndim == 1 and all(-data.size <= i < data.size for i in index.flat)
+    return np.asarray(data[index], object) if inside else None
 
 
 def _slice(node: onnx.NodeProto, known: _Known, data: Array) -> Array | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import numpy_helper
 
 from edgekit.errors import UsageError
 from edgekit.graph.tools import subgraphs
@@ -35,7 +36,9 @@ def load_onnx(path: Path | str) -> onnx.ModelProto:
         tensor.ClearField("data_location")
     try:
         onnx.checker.check_model(proto)
-    except (onnx.checker.ValidationError, ValueError) as error:
+        for tensor in _tensors(proto):
+            numpy_helper.to_array(tensor)
+    except (onnx.checker.ValidationError, ValueError, TypeError, KeyError) as error:
         seen = " ".join(str(error).split())[:300]
         raise UsageError(f"{path}: not a valid ONNX model: {seen}. Export the model again.") from error
     return proto
@@ -99,7 +102,8 @@ def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
         if attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors
-        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+        single = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+        for sparse in (*single, *attribute.sparse_tensors):
             yield from (sparse.values, sparse.indices)
     for graph in subgraphs(node):
         yield from _graph_tensors(graph)

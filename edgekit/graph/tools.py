@@ -152,7 +152,10 @@ def shapes(graph: onnx.GraphProto) -> dict[str, tuple[Dim | None, ...]]:
 
 def is_axis_name(name: str) -> bool:
     """Whether a dynamic axis was named by someone: not "?", not an expression, not made up by shape inference."""
-    return re.fullmatch(r"[A-Za-z_][\w.:/-]*", name) is not None and not name.startswith("unk__")
+    # A damaged file's name that is not UTF-8 comes as bytes.
+    return (
+        isinstance(name, str) and re.fullmatch(r"[A-Za-z_][\w.:/-]*", name) is not None and not name.startswith("unk__")
+    )
 
 
 def tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from edgekit.graph.io import load_onnx
 
 PADDLE = ("ch_PP-OCRv4_det_infer.onnx", "ch_ppocr_mobile_v2.0_cls_infer.onnx")
 
@@ -14,6 +17,21 @@ PADDLE = ("ch_PP-OCRv4_det_infer.onnx", "ch_ppocr_mobile_v2.0_cls_infer.onnx")
 def paddle_input(name: str) -> np.ndarray:
     shape = (2, 3, 48, 192) if "cls" in name else (1, 3, 64, 96)
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def paddle(folder: Path, name: str) -> onnx.ModelProto:
+    """The file, with what goes into its last activation as a second output: a sigmoid near 0 would hide errors."""
+    model = load_onnx(folder / "onnx" / name)
+    last = next(n for n in reversed(model.graph.node) if n.op_type in ("Sigmoid", "Softmax"))
+    shape = ["n", 1, "h", "w"] if last.op_type == "Sigmoid" else ["n", 2]
+    model.graph.output.append(helper.make_tensor_value_info(last.input[0], TensorProto.FLOAT, shape))
+    return model
+
+
+def difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+    """The largest difference of any output, relative to the largest value of that output where that is above 1."""
+    pairs = zip(ours, theirs, strict=True)
+    return max(float(np.abs(a - b).max() / max(1.0, np.abs(b).max())) for a, b in pairs)
 
 
 def make(nodes, inputs, outputs, constants=None, opset=18, ir_version=8) -> onnx.ModelProto:

@@ -10,6 +10,7 @@ from onnx import helper
 
 from edgekit.errors import ExitCode, UsageError
 from edgekit.graph.io import load_onnx, save_onnx
+from edgekit.graph.normalise import normalise
 from edgekit.graph.tools import initializers
 
 
@@ -159,3 +160,20 @@ def test_external_data_inside_a_constant_and_a_subgraph_is_refused_too(tmp_path)
     (tmp_path / "m.onnx").write_bytes(helper.make_model(graph).SerializeToString())
     with pytest.raises(UsageError, match="tensor 'c' is refused: location '/etc/hostname'"):
         load_onnx(tmp_path / "m.onnx")
+
+
+def test_damaged_bytes_never_surprise(tmp_path):
+    """A flipped byte is refused with a usage error or gives a model that can be normalised; nothing else comes out."""
+    content = small().SerializeToString()
+    rng = np.random.default_rng(0)
+    outcomes = {"refused": 0, "read": 0}
+    for _ in range(400):
+        damaged = bytearray(content)
+        damaged[rng.integers(len(damaged))] = rng.integers(256)
+        (tmp_path / "m.onnx").write_bytes(bytes(damaged))
+        try:
+            normalise(load_onnx(tmp_path / "m.onnx"))
+            outcomes["read"] += 1
+        except UsageError:
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 20
