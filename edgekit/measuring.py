@@ -30,6 +30,7 @@ class Measuring:
     oracle: Oracle
     progress: Progress
     rounds: int
+    percentile: float
     codes: list[int]
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     profilers: dict[tuple[str, int], Profiler] = field(default_factory=dict)
@@ -85,7 +86,7 @@ class Measuring:
             device = resolve("device", name, DEVICES, "edgekit.devices")()
             looks = tuple(look for look in (self.rounds // 4, self.rounds // 2, self.rounds) if look >= 4)
             self.profilers[name, threads] = Profiler(
-                device, self.space, self.oracle, self.progress, threads, looks, self.answers
+                device, self.space, self.oracle, self.progress, threads, looks, self.percentile, self.answers
             )
         return self.profilers[name, threads]
 

@@ -87,7 +87,8 @@ class Run:
     def start(cls, recipe: Recipe, out: str | Path | None, *, resume: bool, progress: Progress) -> Run:
         """Open the output folder, load model and data, and hold them against each other."""
         started = time.monotonic()
-        space = Workspace.open(Path(out) if out else DEFAULT_OUT / recipe.name, resume=resume)
+        folder = Path(out) if out else DEFAULT_OUT / recipe.name
+        Workspace.check(folder)
         with progress.task("load data and model"):
             data, source = _data(recipe), _source(recipe)
             check_against(data, source.inputs, source.outputs)
@@ -95,6 +96,7 @@ class Run:
             reference = source.reference.proto.SerializeToString(deterministic=True)
             key = digest(metadata.version(DISTRIBUTION), reference, data.sha256, str(recipe.seed))
             _ = oracle.outputs
+        space = Workspace.open(folder, resume=resume)
         return cls(recipe, space, data, source, oracle, progress, resume, key, started, list(data.notes))
 
     def compress(self) -> Model:
@@ -165,7 +167,10 @@ class Run:
         return Builder(self.space, self.oracle, about)
 
     def _measuring(self) -> Measuring:
-        return Measuring(self.space, self.oracle, self.progress, self.recipe.measure.rounds, self.codes)
+        settings = self.recipe.measure
+        judged = [c.metric.removeprefix("latency.p") for c in self.recipe.gate if c.metric.startswith("latency.p")]
+        percentile = max(settings.percentile, *map(float, judged), 50.0)
+        return Measuring(self.space, self.oracle, self.progress, settings.rounds, percentile, self.codes)
 
     def measure(self, outcomes: Sequence[tuple[Any, Outcome]]) -> tuple[Result, ...]:
         """Answers of every bundle that runs here, times of those whose target has a device, and what ships."""

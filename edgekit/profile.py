@@ -48,6 +48,8 @@ class Profiler:
     progress: Progress
     threads: int = 1
     rounds: tuple[int, ...] = LOOKS
+    percentile: float = 90.0
+    """The highest percentile that is wanted: a latency is sampled until it has enough for that."""
     known: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Answers by model digest: the same model for two targets is asked once."""
 
@@ -106,7 +108,7 @@ class Profiler:
     def timing(self, bundle: Bundle, result: Result) -> Result:
         """Latency of single inferences, load, first inference and memory: the result is `measured` after it."""
         with self.progress.task(f"time {bundle.path.stem}"):
-            bench = self.device.bench(bundle, threads=self.threads, inputs=self.inputs)
+            bench = self.device.bench(bundle, threads=self.threads, inputs=self.inputs, percentile=self.percentile)
         path = self.space.samples / f"{bundle.path.stem}.npy"
         write_samples(bench.samples_s, path)
         info = bench.info

@@ -77,11 +77,15 @@ class TargetSettings(_Value):
 
 
 class MeasureSettings(_Value):
-    """How times are taken: `threads` of the runtime, interleaved `rounds` a comparison, timed inferences at least."""
+    """How times are taken.
+
+    `threads` of the runtime; interleaved `rounds` a comparison, at most; samples enough for `percentile`, or for the
+    highest that a gate clause names.
+    """
 
     threads: int = Field(default=1, ge=1, le=1024)
     rounds: int = Field(default=40, ge=4, le=1000)
-    samples: int = Field(default=200, ge=11, le=1_000_000)
+    percentile: float = Field(default=90.0, ge=50, le=99.9)
 
 
 class IoSettings(_Value):

@@ -54,17 +54,22 @@ class Workspace:
 
     root: Path
 
+    @staticmethod
+    def check(root: Path) -> None:
+        """Fail early where the folder cannot be made or written, before anything long; nothing is left behind."""
+        there = next(folder for folder in (root, *root.resolve().parents) if folder.exists())
+        with writing_to(root), tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(b"edgekit")
+
     @classmethod
     def open(cls, root: Path, *, resume: bool) -> Workspace:
-        """Make the folders, and prove that they can be written; without `resume` earlier work is removed."""
+        """Make the folders; without `resume` earlier work is removed."""
         space = cls(root.resolve())
         with writing_to(root):
             if not resume:
                 shutil.rmtree(space.work, ignore_errors=True)
             for name in ("bundles", "models", "predictions", "samples", "work"):
                 (space.root / name).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=space.root) as probe:
-                probe.write(b"edgekit")
         return space
 
     @property

@@ -19,7 +19,7 @@ LAYERS = [
     {"backends", "devices", "recipe", "stages", "testing"},
     {"assess", "building", "compare", "doctor", "gate", "measuring", "pipeline", "profile", "reporting", "ships",
      "workspace"},
-    {"cli"},
+    {"cli", "__main__"},
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

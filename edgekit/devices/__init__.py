@@ -54,8 +54,8 @@ class Device(Protocol):
         `on_done` is told how many samples are done, every now and then and at the end; from another thread, perhaps.
         """
 
-    def bench(self, bundle: Bundle, *, threads: int = 1, inputs: Path | None = None) -> Bench:
-        """Latency of single inferences, load time and peak memory."""
+    def bench(self, bundle: Bundle, *, threads: int = 1, inputs: Path | None = None, percentile: float = 90.0) -> Bench:
+        """Latency of single inferences, with samples enough for `percentile`; load time and peak memory."""
 
     def pairs(self, a: Bundle, b: Bundle, *, rounds: int, threads: int = 1, inputs: Path | None = None) -> Pairs:
         """`a` and `b` in interleaved blocks, in two processes that never run at the same time."""
