@@ -11,6 +11,7 @@ import ast
 import contextlib
 import io
 import json
+import logging
 import re
 import warnings
 import zipfile
@@ -84,8 +85,7 @@ def program_to_onnx(program: ExportedProgram, declared: Mapping[str, TensorSpec]
         raise UsageError(f"{file} takes {len(names)} inputs ({', '.join(map(str, names))}), not {len(declared)}.")
     count = len(program.graph_signature.user_outputs)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with _quiet():
             exported = torch.onnx.export(
                 program,
                 input_names=list(declared) or names,
@@ -100,6 +100,20 @@ def program_to_onnx(program: ExportedProgram, declared: Mapping[str, TensorSpec]
     proto: onnx.ModelProto = exported.model_proto
     _name_axes(proto, declared)
     return proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints its progress and warns of things that its user cannot change."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _name_axes(proto: onnx.ModelProto, declared: Mapping[str, TensorSpec]) -> None:
