@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx
 
 NO_KERNEL: Mapping[str, frozenset[str]] = {
-    "onnxruntime": frozenset({"ConvTranspose", "HardSigmoid", "HardSwish", "Tanh"}),
+    "onnxruntime": frozenset({"ConvTranspose", "Tanh"}),
 }
 """Operators that a backend computes in float even between Q/DQ."""
 

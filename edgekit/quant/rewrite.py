@@ -23,19 +23,18 @@ def for_onnxruntime(proto: onnx.ModelProto, spec: QuantSpec) -> tuple[QuantSpec,
     work = _Rewriter(proto.graph, spec)
     work.hard_swishes()
     direct = work.hard_sigmoids() | work.clamps() | work.pads()
-    done = spec.model_copy(update={"nodes": tuple(work.nodes), "tensors": work.tensors, "keep_float": work.keep_float})
+    done = spec.model_copy(update={"nodes": tuple(work.nodes), "tensors": work.tensors})
     return done, frozenset(direct)
 
 
 class _Rewriter:
-    """Changes one private copy of a graph; `nodes`, `tensors` and `keep_float` are those of the new spec."""
+    """Changes one private copy of a graph; `nodes` and `tensors` are those of the new spec."""
 
     def __init__(self, graph: onnx.GraphProto, spec: QuantSpec) -> None:
         self.graph = graph
         self.spec = spec
         self.nodes = dict.fromkeys(spec.nodes)
         self.tensors = dict(spec.tensors)
-        self.keep_float = {backend: dict(reasons) for backend, reasons in spec.keep_float.items()}
         self.view = GraphView(graph)
 
     def replace(self, node: onnx.NodeProto, *others: onnx.NodeProto) -> None:
@@ -46,10 +45,9 @@ class _Rewriter:
         self.view = GraphView(self.graph)
 
     def active(self, *kinds: str) -> list[onnx.NodeProto]:
-        """Quantized operators of these kinds that nothing but the lack of a kernel keeps float."""
-        by_user = self.keep_float.get("*", {})
-        found = [node for node in self.view.nodes if node.op_type in kinds and node.name in self.nodes]
-        return [node for node in found if node.name not in by_user]
+        """Quantized operators of these kinds."""
+        wanted = [node for node in self.view.nodes if node.op_type in kinds and node.name in self.nodes]
+        return [node for node in wanted if self.spec.is_float(node.name, BACKEND) is None]
 
     def hard_swishes(self) -> None:
         """`x * HardSigmoid(x)`, written out, with a copy of `x` in the grid that its HardSigmoid wants.
@@ -71,7 +69,6 @@ class _Rewriter:
             self.nodes.update(dict.fromkeys([copied, gate]))
             self.tensors[copied] = self.tensors[source]
             self.tensors[gate] = Range(low=0, high=1, calibrator="fixed", fixed=True)
-            self.keep_float.get(BACKEND, {}).pop(node.name, None)
 
     def free(self, tensor: str) -> bool:
         """Whether the range of an activation concerns nobody but its readers."""
@@ -96,7 +93,6 @@ class _Rewriter:
             who = f"{self.tensors[source].calibrator}, fitted to HardSigmoid"
             self.tensors[source] = Range(low=-zero_point * step, high=(255 - zero_point) * step, calibrator=who)
             self.tensors[gate] = Range(low=0.0, high=255 * step * alpha, calibrator="fixed", fixed=True)
-            self.keep_float.get(BACKEND, {}).pop(node.name, None)
             done.add(node.name)
         return done
 
