@@ -116,7 +116,6 @@ class Builder:
     def _manifest(self, part: Part, target: Target, backend: str, built: Built) -> Manifest:
         steps = built.steps or (None,) * len(part.model.outputs)
         prepared = self.oracle.split.preprocess
-        quantized = part.role == "quantized"
         return Manifest(
             model=part.model.name,
             target=target.name,
@@ -131,7 +130,7 @@ class Builder:
                 TensorEntry(**asdict(spec), step=step) for spec, step in zip(part.model.outputs, steps, strict=True)
             ),
             preprocess=PreprocessEntry(**asdict(prepared)),
-            tolerance={"steps": 1.0} if quantized and any(steps) else {"absolute": 1e-2 if quantized else 1e-4},
+            tolerance={"steps": 1.0, "absolute": 1e-2} if part.role == "quantized" else {"absolute": 1e-4},
             versions=dict(built.versions),
             **self.about,
         )
@@ -140,12 +139,8 @@ class Builder:
         self, backend: Backend, part: Part, manifest: Manifest, folder: Path, samples: Sequence[Any]
     ) -> list[Any]:
         """What `selftest` must get: the compiled model's own outputs where it runs here, else the host's."""
-        from edgekit.agent.infer import make_runner
-
         if manifest.status == "built" and backend.availability().runs:
-            runner = make_runner(folder, manifest.model_dump(mode="json"), 1, 1)
-            singles = [runner.infer([x[i : i + 1] for x in samples]) for i in range(len(samples[0]))]
-            return [np.concatenate(outputs) for outputs in zip(*singles, strict=True)]
+            return _own_outputs(manifest, folder, samples)
         return outputs_of(part.model, list(samples))
 
     def _publish(self, name: str, built: Built) -> Path:
@@ -156,6 +151,19 @@ class Builder:
             (folder / member).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / member)
         return folder
+
+
+def _own_outputs(manifest: Manifest, folder: Path, samples: Sequence[Any]) -> list[Any]:
+    """What the compiled model answers, one sample at a time, through the runner that the bundle will use."""
+    from edgekit.agent.failures import Failure
+    from edgekit.agent.infer import make_runner
+
+    try:
+        runner = make_runner(folder, manifest.model_dump(mode="json"), 1, 1)
+        singles = [runner.infer([x[i : i + 1] for x in samples]) for i in range(len(samples[0]))]
+    except Failure as failure:
+        raise BuildError(f"{manifest.backend} built {manifest.entry}, and cannot run it: {failure}") from failure
+    return [np.concatenate(outputs) for outputs in zip(*singles, strict=True)]
 
 
 def _contained(backend: Backend, job: Job) -> Built:
