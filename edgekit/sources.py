@@ -203,10 +203,13 @@ def read_state(file: Path) -> dict[str, torch.Tensor]:
 
 def _read_pickled(file: Path) -> dict[str, torch.Tensor]:
     import pickle
+    import warnings
 
     torch = require("torch", extra="torch", why=WHY)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).strip()
         found = reason.split("WeightsUnpickler error:")[-1].strip().partition("\n")[0]
