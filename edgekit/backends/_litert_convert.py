@@ -47,15 +47,21 @@ def _convert(proto: onnx.ModelProto, inputs: Sequence[npt.NDArray[np.generic]]) 
     with quiet() as said:
         litert_torch.config.show_progress = False
         try:
-            # 64-bit inputs keep their type: a bundle takes what the source takes.
-            wide = any(array.dtype in (np.int64, np.float64) for array in inputs)
-            edge = litert_torch.convert(view, args, enable_x64=wide)
+            edge = litert_torch.convert(view, args, enable_x64=_has_wide_ends(proto))
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "float.tflite"
                 edge.export(str(path))
                 return fb.write(fb.read(path.read_bytes()))
         except Exception as error:
             raise _stopped(proto, error, said) from error
+
+
+def _has_wide_ends(proto: onnx.ModelProto) -> bool:
+    """Whether an input or output has 64 bits: then types stay: a bundle takes and gives what the source does."""
+    import onnx
+
+    wide = (onnx.TensorProto.INT64, onnx.TensorProto.DOUBLE)
+    return any(value.type.tensor_type.elem_type in wide for value in (*proto.graph.input, *proto.graph.output))
 
 
 def _stopped(proto: onnx.ModelProto, error: Exception, said: Said) -> BuildError:

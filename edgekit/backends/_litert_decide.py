@@ -155,10 +155,12 @@ class _Decider:
     def _takes(self, place: int, name: str, operator: Any) -> bool:
         """Whether an operator runs in int8; settles the grid of its outputs."""
         reason = self._objection(name, operator)
-        if reason is not None:
+        if reason is None:
+            return True
+        outputs = fb.indices(operator.outputs)
+        if any(fb.type_name(self.graph.tensors[index]) == "FLOAT32" for index in outputs):
             self.reasons[place] = reason
-            return False
-        return True
+        return False
 
     def _objection(self, name: str, operator: Any) -> str | None:
         outputs = fb.indices(operator.outputs)

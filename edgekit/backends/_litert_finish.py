@@ -92,7 +92,7 @@ def first_unknown(content: bytes, matches: Mapping[int, Sequence[str]]) -> tuple
 
 
 def placement(content: bytes, reasons: Mapping[str, str]) -> Placement:
-    """How many operators take or make int8 tensors; QUANTIZE and DEQUANTIZE count for neither."""
+    """How many operators make int8 and float tensors. QUANTIZE, DEQUANTIZE and shape arithmetic count for neither."""
     model = fb.read(content)
     (graph,) = model.subgraphs
     counts = {"INT8": 0, "FLOAT32": 0}
@@ -100,7 +100,8 @@ def placement(content: bytes, reasons: Mapping[str, str]) -> Placement:
         if fb.operator_name(model, operator) in ("QUANTIZE", "DEQUANTIZE"):
             continue
         kinds = {fb.type_name(graph.tensors[index]) for index in fb.indices(operator.outputs)}
-        counts["INT8" if "INT8" in kinds else "FLOAT32"] += 1
+        for kind in kinds & counts.keys():
+            counts[kind] += 1
     return Placement(counts["INT8"], counts["FLOAT32"], dict(reasons))
 
 

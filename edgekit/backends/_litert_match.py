@@ -27,11 +27,11 @@ TOLERANCE = 1e-3
 
 
 def fingerprint(values: Sequence[Array]) -> Array:
-    """`[samples, 4]`: minimum, maximum, mean and root mean square of each sample's value, in float64."""
+    """`[samples, 5]`: minimum, maximum, mean, mean magnitude and root mean square of each sample's value."""
     rows = []
     for value in values:
         flat = value.astype(np.float64).reshape(-1)
-        rows.append([flat.min(), flat.max(), flat.mean(), np.sqrt(np.mean(flat * flat))])
+        rows.append([flat.min(), flat.max(), flat.mean(), np.abs(flat).mean(), np.sqrt(np.mean(flat * flat))])
     return np.array(rows)
 
 

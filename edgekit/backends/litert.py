@@ -85,7 +85,7 @@ class LiteRT:
             versions=_versions(),
             steps=finish.output_steps(content),
             notes=tuple(notes),
-            golden=finish.steady(content, everything) if job.samples and not refused else None,
+            golden=finish.steady(content, everything) if _one_by_one(job, everything) else None,
         )
 
     def _compare(self, job: Job, proto: onnx.ModelProto, content: bytes, samples: Samples) -> None:
@@ -123,12 +123,20 @@ def _folded(job: Job) -> onnx.ModelProto:
 
 
 def _samples(job: Job) -> Samples:
-    """One list of inputs a sample, batch 1; a sample of noise where the job has none."""
-    if job.samples and len(job.samples[0]):
-        return [[np.ascontiguousarray(array[i : i + 1]) for array in job.samples] for i in range(len(job.samples[0]))]
+    """One list of inputs a run: a single sample, or as many as a fixed batch holds; noise where the job has too few."""
+    first = job.model.inputs[0].shape[:1]
+    batch = first[0] if first and isinstance(first[0], int) else 1
+    if job.samples and len(job.samples[0]) >= batch:
+        starts = range(0, len(job.samples[0]) - batch + 1, batch)
+        return [[np.ascontiguousarray(array[i : i + batch]) for array in job.samples] for i in starts]
     random = np.random.default_rng(0)
     shapes = [(spec.sized(1), spec.dtype) for spec in job.model.inputs]
     return [[random.standard_normal(shape).astype(dtype) for shape, dtype in shapes] for _ in range(CHECKED)]
+
+
+def _one_by_one(job: Job, samples: Samples) -> bool:
+    """Whether run `i` is the job's sample `i`."""
+    return bool(job.samples) and len(samples) == len(job.samples[0])
 
 
 def _quantized(

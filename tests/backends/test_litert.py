@@ -84,6 +84,35 @@ def test_float_build_keeps_names_and_numbers(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_fixed_batch_stays(tmp_path):
+    model = small_network()
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+    spec = TensorSpec("image", "float32", (2, 3, 12, 12))
+    made = LiteRT().build(job(replace(model, proto=proto, inputs=(spec,)), tmp_path))
+    _, graph = saved(made)
+    assert fb.shape(graph.tensors[int(graph.inputs[0])]) == (2, 3, 12, 12)
+    seen = run.outputs(made.files[made.entry].read_bytes(), [[IMAGES[:2]]])[0][0]
+    np.testing.assert_allclose(seen, run_onnx(model.proto, [IMAGES[:2]])[0], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_64_bit_outputs_keep_their_type(tmp_path):
+    model = small_network()
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    proto.graph.node.append(helper.make_node("ArgMax", ["logits"], ["label"], "argmax", axis=1, keepdims=0))
+    del proto.graph.output[:]
+    proto.graph.output.append(helper.make_tensor_value_info("label", TensorProto.INT64, ["batch"]))
+    model = replace(model, proto=proto, outputs=(TensorSpec("label", "int64", ("batch",)),))
+    seen = outputs(LiteRT().build(job(model, tmp_path)), IMAGES)
+    assert seen.dtype == np.int64
+    np.testing.assert_array_equal(seen, run_onnx(proto, [IMAGES])[0])
+
+
+@pytest.mark.slow
 def test_activations_are_on_the_grid_of_onnx_runtimes_file(int8, built):
     """Scale and zero point of every tensor, against the Q/DQ file that is emitted from the same spec."""
     emitted = emit(int8.proto, int8.quant, "affine", "onnxruntime")
