@@ -101,10 +101,11 @@ class Builder:
         shutil.rmtree(work, ignore_errors=True)
         with writing_to(self.space.root):
             work.mkdir(parents=True)
-            samples = tuple(x[:CANDIDATES] for x in self.oracle.inputs)
+            count = _whole_batches(part.model, CANDIDATES)
+            samples = tuple(np.resize(x[:count], (count, *x.shape[1:])) for x in self.oracle.inputs)
             job = Job(part.model, part.role, part.precision, target, facts, work, samples)
             built = _contained(backend, job)
-            rows = [*(range(len(samples[0])) if built.golden is None else built.golden)][:GOLDEN]
+            rows = [*(range(count) if built.golden is None else built.golden)][: _whole_batches(part.model, GOLDEN)]
             samples = tuple(x[rows] for x in samples)
             manifest = self._manifest(part, target, backend_name, built)
             folder = self._publish(name, built)
@@ -153,17 +154,26 @@ class Builder:
         return folder
 
 
+def _whole_batches(model: OnnxModel, samples: int) -> int:
+    """`samples`, or the next multiple of the batch size that the model is fixed to."""
+    fixed = [spec.shape[0] for spec in model.inputs if spec.shape and isinstance(spec.shape[0], int)]
+    size = max(fixed, default=1)
+    return size * -(-samples // size)
+
+
 def _own_outputs(manifest: Manifest, folder: Path, samples: Sequence[Any]) -> list[Any]:
-    """What the compiled model answers, one sample at a time, through the runner that the bundle will use."""
+    """What the compiled model answers in the smallest batches it takes, through the runner that the bundle will use."""
     from edgekit.agent.failures import Failure
-    from edgekit.agent.infer import make_runner
+    from edgekit.agent.infer import batch_size, make_runner
 
     try:
-        runner = make_runner(folder, manifest.model_dump(mode="json"), 1, 1)
-        singles = [runner.infer([x[i : i + 1] for x in samples]) for i in range(len(samples[0]))]
+        described = manifest.model_dump(mode="json")
+        size = batch_size(described, 1)
+        runner = make_runner(folder, described, 1, size)
+        answers = [runner.infer([x[i : i + size] for x in samples]) for i in range(0, len(samples[0]), size)]
     except Failure as failure:
         raise BuildError(f"{manifest.backend} built {manifest.entry}, and cannot run it: {failure}") from failure
-    return [np.concatenate(outputs) for outputs in zip(*singles, strict=True)]
+    return [np.concatenate(outputs) for outputs in zip(*answers, strict=True)]
 
 
 def _contained(backend: Backend, job: Job) -> Built:

@@ -1,0 +1,173 @@
+"""Whole runs on a network and data small enough for every day."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import edgekit
+from edgekit.assess import did_not_help
+from edgekit.bundle import open_bundle, read_golden
+from edgekit.model import Step
+
+RECIPE = """
+version: 1
+model: {{source: net.onnx}}
+data: {{source: data.npz, task: classification, preprocess: {{scale: [0.00392157], layout: NHW, to: NCHW}}}}
+stages:
+  - quantize: {{samples: 64}}
+targets:
+  - {{target: x86-64, backends: [{backends}]}}
+gate:
+  - {{metric: size, target: x86-64, max: 100 kB}}
+"""
+
+
+def network(batch: int | str = "batch", *, last: str = "") -> onnx.ModelProto:
+    """Images `[batch, 1, 8, 8]` to the four brightest quarters' logits; `last` is an operator to end with."""
+    quarters = np.zeros((4, 1, 8, 8), np.float32)
+    for i in range(4):
+        quarters[i, 0, i // 2 * 4 : i // 2 * 4 + 4, i % 2 * 4 : i % 2 * 4 + 4] = 1 / 16
+    nodes = [
+        helper.make_node("Conv", ["image", "quarters"], ["seen"], name="conv"),
+        helper.make_node("Flatten", ["seen"], ["flat"], name="flatten"),
+        helper.make_node("Gemm", ["flat", "mix", "bias"], ["logits" if not last else "mixed"], name="mix"),
+    ]
+    if last:
+        nodes.append(helper.make_node(last, ["mixed"], ["logits"], name="the_last_one"))
+    graph = helper.make_graph(
+        nodes,
+        "quarters",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 1, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 4])],
+        [
+            numpy_helper.from_array(quarters, "quarters"),
+            numpy_helper.from_array(4 * np.eye(4, dtype=np.float32), "mix"),
+            numpy_helper.from_array(np.zeros(4, np.float32), "bias"),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A recipe's folder with `data.npz`: noise with one bright quarter, which is the label."""
+    rng = np.random.default_rng(0)
+
+    def images(n):
+        labels = np.arange(n) % 4
+        x = rng.integers(0, 60, (n, 8, 8), dtype=np.uint8)
+        for image, label in zip(x, labels, strict=True):
+            image[label // 2 * 4 : label // 2 * 4 + 4, label % 2 * 4 : label % 2 * 4 + 4] += 120
+        return x, labels
+
+    train, test = images(96), images(60)
+    np.savez(tmp_path / "data.npz", train_x=train[0], train_y=train[1], test_x=test[0], test_y=test[1])
+    return tmp_path
+
+
+def run(folder, proto, backends="onnxruntime", **options):
+    onnx.save(proto, folder / "net.onnx")
+    (folder / "recipe.yaml").write_text(RECIPE.format(backends=backends))
+    return edgekit.run(folder / "recipe.yaml", out=folder / "out", **options)
+
+
+class Lines:
+    """A `Progress` that remembers what was said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def task(self, description, total=None):
+        from edgekit.context import Silent
+
+        return Silent().task(description, total)
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def test_a_run_leaves_bundles_models_predictions_and_a_report(folder):
+    report = run(folder, network())
+    assert report.exit_code == 0
+    assert report.source.metrics.accuracy.value == 1.0
+    shipped = report.shipped("x86-64", "onnxruntime")
+    assert (shipped.role, shipped.status, shipped.measured_on) == ("quantized", "built", "local")
+    assert shipped.accuracy.value == 1.0 and shipped.accuracy.n == 60
+    bundle = open_bundle(folder / "out" / shipped.bundle)
+    assert bundle.manifest.preprocess.to == "NCHW"
+    assert read_golden(bundle, "inputs")[0].shape == (4, 1, 8, 8)
+    assert (folder / "out/models" / bundle.path.stem / "model.onnx").stat().st_size == shipped.size_bytes
+    assert json.loads((folder / "out/report.json").read_text())["gate"][0]["verdict"] == "pass"
+    assert "<html" in (folder / "out/report.html").read_text()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_fixed_batch_stays_fixed(folder, batch):
+    report = run(folder, network(batch))
+    assert report.exit_code == 0
+    bundle = open_bundle(folder / "out" / report.shipped("x86-64", "onnxruntime").bundle)
+    assert bundle.manifest.inputs[0].shape == (batch, 1, 8, 8)
+    assert len(read_golden(bundle, "outputs")[0]) % batch == 0
+
+
+def test_a_backend_that_lacks_an_operator_fails_alone_and_names_the_node(folder):
+    report = run(folder, network(last="Hardmax"), "onnxruntime, litert")
+    assert report.exit_code == 7
+    failed = [r for r in report.results if r.status == "failed"]
+    assert {r.backend for r in failed} == {"litert"}
+    assert all("the_last_one" in r.reason and "Hardmax" in r.reason for r in failed)
+    assert report.shipped("x86-64", "onnxruntime") is not None
+    assert report.shipped("x86-64", "litert") is None
+
+
+def test_resume_keeps_what_is_the_same_and_nothing_else(folder):
+    run(folder, network())
+    said = Lines()
+    run(folder, network(), resume=True, progress=said)
+    assert said.lines == ["quantize: kept from the earlier run"]
+    other = network()
+    other.graph.initializer[2].CopyFrom(numpy_helper.from_array(np.float32([0, 0, 0, 0.1]), "bias"))
+    said = Lines()
+    run(folder, other, resume=True, progress=said)
+    assert said.lines == []
+    said = Lines()
+    run(folder, other, progress=said)
+    assert said.lines == []
+
+
+def test_bad_data_leaves_no_output_folder(folder):
+    np.savez(folder / "data.npz", train_x=np.zeros((4, 5, 5), np.uint8), train_y=np.arange(4))
+    with pytest.raises(edgekit.UsageError, match=r"wants \[1, 8, 8\]"):
+        run(folder, network())
+    assert not (folder / "out").exists()
+
+
+def test_an_output_folder_that_is_a_file_is_refused_before_anything_runs(folder):
+    (folder / "out").write_text("")
+    with pytest.raises(edgekit.UsageError, match="cannot be written"):
+        run(folder, network())
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        (Step("source", {}, 0, macs=100), Step("prune", {}, 0, macs=100), "prune did not help"),
+        (Step("source", {}, 0, macs=100), Step("prune", {}, 0, macs=50), None),
+        (
+            Step("prune", {}, 0, metrics={"accuracy": 0.9}),
+            Step("distill", {}, 0, metrics={"accuracy": 0.9004}),
+            "distill did not help: accuracy 90.04 % after it, 90.00 % before.",
+        ),
+        (Step("prune", {}, 0, metrics={"accuracy": 0.9}), Step("distill", {}, 0, metrics={"accuracy": 0.92}), None),
+        (Step("prune", {}, 0, snr_db=12.0), Step("distill", {}, 0, snr_db=11.0), "distill did not help: output 11.0"),
+        (Step("source", {}, 0), Step("distill", {}, 0, snr_db=11.0), None),
+    ],
+)
+def test_a_stage_that_did_not_help_is_one_line(before, after, line):
+    said = did_not_help(before, after)
+    assert (said is None) if line is None else said.startswith(line)
