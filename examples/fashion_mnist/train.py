@@ -58,7 +58,9 @@ def accuracy(model: torch.nn.Module, images: Tensor, labels: Tensor) -> float:
     return hits / len(labels)
 
 
-def train(model: torch.nn.Module, images: Tensor, labels: Tensor, *, epochs: int, batch: int, rate: float, seed: int) -> None:
+def train(
+    model: torch.nn.Module, images: Tensor, labels: Tensor, *, epochs: int, batch: int, rate: float, seed: int
+) -> None:
     """SGD with Nesterov momentum on a one-cycle schedule, bfloat16 where the processor has it."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
