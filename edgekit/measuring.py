@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgekit.assess import Oracle
+from edgekit.agent.state import WANTED_FEATURES
 from edgekit.backends import BACKENDS
 from edgekit.building import Outcome
 from edgekit.context import Progress
 from edgekit.devices import DEVICES
-from edgekit.errors import DeviceError, MeasurementInvalidError, MissingDependencyError
+from edgekit.errors import DeviceError, MeasurementInvalidError, MissingDependencyError, UsageError
 from edgekit.model import Role
 from edgekit.profile import Profiler
 from edgekit.recipe import PlannedTarget
@@ -89,6 +90,31 @@ class Measuring:
                 device, self.space, self.oracle, self.progress, threads, looks, self.percentile, self.answers
             )
         return self.profilers[name, threads]
+
+
+def unlike(planned: PlannedTarget) -> str | None:
+    """A line where the target's device is not quite what the target says, None where it is.
+
+    Raises:
+        UsageError: the device has another architecture, so that what it measures says nothing about the target.
+    """
+    if planned.device is None:
+        return None
+    target, described = planned.target, resolve("device", planned.device, DEVICES, "edgekit.devices")().describe()
+    arch, has = described.get("arch", target.arch), set(described.get("features", ()))
+    if arch != target.arch:
+        raise UsageError(
+            f"Target {target.name!r} is {target.arch}, its device {planned.device!r} is {arch}: what is measured there "
+            "says nothing about the target. Leave `device` out to build without timing."
+        )
+    known = set(WANTED_FEATURES)
+    lacking = [f for f in target.cpu.features if known & {*f.split("|")} and not has & {*f.split("|")}]
+    if lacking:
+        return (
+            f"{target.name}: its device {planned.device!r} lacks {', '.join(lacking)}, which the target has: "
+            "int8 may be slower or less accurate there than on the target."
+        )
+    return None
 
 
 def _runs_here(backend: str) -> bool:

@@ -16,7 +16,7 @@ from edgekit.context import Progress, Silent
 from edgekit.data import DataSet, check_against, load_data
 from edgekit.extras import DISTRIBUTION
 from edgekit.gate import exit_code, judge
-from edgekit.measuring import Measuring
+from edgekit.measuring import Measuring, unlike
 from edgekit.model import Model, OnnxModel, Step, trail
 from edgekit.recipe import Recipe, load_recipe
 from edgekit.report.predictions import Predictions, read_predictions
@@ -89,6 +89,7 @@ class Run:
         started = time.monotonic()
         folder = Path(out) if out else DEFAULT_OUT / recipe.name
         Workspace.check(folder)
+        warnings = [line for line in map(unlike, recipe.targets) if line]
         with progress.task("load data and model"):
             data, source = _data(recipe), _source(recipe)
             check_against(data, source.inputs, source.outputs)
@@ -97,7 +98,7 @@ class Run:
             key = digest(metadata.version(DISTRIBUTION), reference, data.sha256, str(recipe.seed))
             _ = oracle.outputs
         space = Workspace.open(folder, resume=resume)
-        return cls(recipe, space, data, source, oracle, progress, resume, key, started, list(data.notes))
+        return cls(recipe, space, data, source, oracle, progress, resume, key, started, [*warnings, *data.notes])
 
     def compress(self) -> Model:
         """The model after every stage, each held against the reference as soon as it is done."""

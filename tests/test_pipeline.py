@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import edgekit
+from edgekit.agent.state import WANTED_FEATURES, machine
 from edgekit.assess import did_not_help
 from edgekit.bundle import open_bundle, read_golden
 from edgekit.model import Step
@@ -151,6 +153,35 @@ def test_an_output_folder_that_is_a_file_is_refused_before_anything_runs(folder)
     (folder / "out").write_text("")
     with pytest.raises(edgekit.UsageError, match="cannot be written"):
         run(folder, network())
+
+
+def test_a_device_of_another_architecture_cannot_stand_for_a_target(folder):
+    onnx.save(network(), folder / "net.onnx")
+    other = "raspberry-pi-5" if platform.machine() == "x86_64" else "x86-64"
+    text = RECIPE.format(backends="onnxruntime").replace(
+        "target: x86-64, backends", f"target: {other}, device: local, backends"
+    )
+    (folder / "recipe.yaml").write_text(text.partition("gate:")[0])
+    with pytest.raises(edgekit.UsageError, match=f"{other}.* its device 'local' is {platform.machine()}"):
+        edgekit.run(folder / "recipe.yaml", out=folder / "out")
+    assert not (folder / "out").exists()
+
+
+def test_a_device_that_lacks_a_feature_of_the_target_is_said(folder):
+    from edgekit.measuring import unlike
+    from edgekit.recipe import load_recipe
+
+    onnx.save(network(), folder / "net.onnx")
+    arch = platform.machine()
+    absent = next(f for f in WANTED_FEATURES if f not in machine()["features"])
+    (folder / "mine.yaml").write_text(
+        f"name: mine\narch: {arch}\ncpu: {{model: mine, cores: 1, features: [{absent}]}}\n"
+        "backends: {onnxruntime: {}}\nsources: [measured]\n"
+    )
+    text = RECIPE.format(backends="onnxruntime").partition("targets:")[0]
+    (folder / "recipe.yaml").write_text(text + "targets:\n  - {target: mine.yaml, device: local}\n")
+    (planned,) = load_recipe(folder / "recipe.yaml").targets
+    assert f"lacks {absent}" in unlike(planned)
 
 
 @pytest.mark.parametrize(
