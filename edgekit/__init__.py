@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle, open_bundle
     from edgekit.clauses import Clause
-    from edgekit.data import DataSet, Preprocess, Split, check_against, load_data
+    from edgekit.data import DataSet, Preprocess, Split, check_against
+    from edgekit.datasource import load_data
     from edgekit.doctor import diagnose
     from edgekit.errors import EdgekitError, ExitCode, UsageError
     from edgekit.model import OnnxModel, TensorSpec, TorchModel
@@ -41,7 +42,7 @@ _PUBLIC = {
     "check_against": "data",
     "diagnose": "doctor",
     "list_targets": "target",
-    "load_data": "data",
+    "load_data": "datasource",
     "load_model": "sources",
     "load_recipe": "recipe",
     "load_target": "target",

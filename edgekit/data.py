@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -103,47 +102,13 @@ def batches(split: Split, size: int, *, limit: int | None = None) -> Iterator[np
         yield split.preprocess.apply(split.inputs[start : min(start + size, end)])
 
 
-def load_data(
-    source: str | Path,
-    *,
-    base: Path = Path(),
-    task: str | None = None,
-    preprocess: Mapping[str, object] | None = None,
-    splits: Mapping[str, str] | None = None,
-    classes: Sequence[str] | None = None,
-    images: Mapping[str, object] | None = None,
-) -> DataSet:
-    """Load a data set, check every sample, and derive the splits that are missing.
-
-    Args:
-        source: a folder with `card.yaml`, a folder of images by class, a folder of one `.npz` a split, an `.npz`
-            file (`x` and `y`, or `<split>_x` and `<split>_y`), or `module.py:function`.
-        base: what a relative source is relative to.
-        task: "classification", or "none" for data without class labels; None takes it from the source.
-        preprocess: values that replace the source's own: `scale`, `offset`, `layout`, `to`.
-        splits: edgekit's split name -> the source's own name, such as `{"test": "val"}`.
-        classes: class names, in the order of the labels.
-        images: `size` `[H, W]` and `channels` (1 or 3) that a folder of images is brought to.
-
-    Raises:
-        UsageError: the source is missing, damaged, empty, not finite, or its labels don't fit.
-        MissingDependencyError: images need Pillow.
-
-    >>> data = load_data("calibration_data/fashion_mnist")
-    >>> {name: len(split) for name, split in data.splits.items()}
-    {'train': 16000, 'calibration': 1024, 'test': 10000}
-    """
-    from edgekit.datasource import load
-
-    return load(str(source), base=base, task=task, preprocess=preprocess, splits=splits, classes=classes, images=images)
-
-
 def check_against(data: DataSet, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec] = ()) -> None:
     """Refuse data that the model cannot take: shape and type of its input, labels beyond its classes.
 
     Raises:
         UsageError: says what was seen, what the model wants, and what to change.
 
+    >>> from edgekit import load_data
     >>> data = load_data("calibration_data/fashion_mnist")
     >>> check_against(data, [TensorSpec("image", "float32", ("batch", 1, 28, 28))])
     """

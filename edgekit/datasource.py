@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from edgekit.data import DataSet, Preprocess
-from edgekit.datasplits import Raw, check_split, complete, digest
+from edgekit.datasplits import Raw, check_split, complete, samples_digest
 from edgekit.errors import UsageError
 from edgekit.usercode import call_function, is_function
 from edgekit.yamlfile import ModelT, explain, read_yaml
@@ -87,18 +87,37 @@ class _Found:
     notes: tuple[str, ...] = ()
 
 
-def load(
-    source: str,
+def load_data(
+    source: str | Path,
     *,
-    base: Path,
-    task: str | None,
-    preprocess: Mapping[str, object] | None,
-    splits: Mapping[str, str] | None,
-    classes: Sequence[str] | None,
-    images: Mapping[str, object] | None,
+    base: Path = Path(),
+    task: str | None = None,
+    preprocess: Mapping[str, object] | None = None,
+    splits: Mapping[str, str] | None = None,
+    classes: Sequence[str] | None = None,
+    images: Mapping[str, object] | None = None,
 ) -> DataSet:
-    """See `edgekit.data.load_data`."""
-    found = _read(source, base, splits or {}, _settings(ImageSettings, images, "images"))
+    """Load a data set, check every sample, and derive the splits that are missing.
+
+    Args:
+        source: a folder with `card.yaml`, a folder of images by class, a folder of one `.npz` a split, an `.npz`
+            file (`x` and `y`, or `<split>_x` and `<split>_y`), or `module.py:function`.
+        base: what a relative source is relative to.
+        task: "classification", or "none" for data without class labels; None takes it from the source.
+        preprocess: values that replace the source's own: `scale`, `offset`, `layout`, `to`.
+        splits: edgekit's split name -> the source's own name, such as `{"test": "val"}`.
+        classes: class names, in the order of the labels.
+        images: `size` `[H, W]` and `channels` (1 or 3) that a folder of images is brought to.
+
+    Raises:
+        UsageError: the source is missing, damaged, empty, not finite, or its labels don't fit.
+        MissingDependencyError: images need Pillow.
+
+    >>> data = load_data("calibration_data/fashion_mnist")
+    >>> {name: len(split) for name, split in data.splits.items()}
+    {'train': 16000, 'calibration': 1024, 'test': 10000}
+    """
+    found = _read(str(source), base, splits or {}, _settings(ImageSettings, images, "images"))
     found = replace(
         found,
         task=task or found.task,
@@ -121,7 +140,7 @@ def load(
         licence=found.licence,
         card=found.card,
         notes=(*found.notes, *notes),
-        sha256=digest(checked),
+        sha256=samples_digest(checked),
     )
 
 

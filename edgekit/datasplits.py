@@ -116,7 +116,7 @@ def _balanced(split: Split, count: int) -> npt.NDArray[np.int64]:
     return np.sort(order[np.argsort(ranks, kind="stable")[:count]])
 
 
-def digest(splits: Mapping[str, Split]) -> str:
+def samples_digest(splits: Mapping[str, Split]) -> str:
     """One sha256 over all samples, labels and preprocessing, split by split."""
     total = hashlib.sha256()
     for name in sorted(splits):

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from edgekit.assess import Oracle, assess, did_not_help
 from edgekit.building import Builder, Outcome, orders, parts
 from edgekit.context import Progress, Silent
-from edgekit.data import DataSet, check_against, load_data
+from edgekit.data import DataSet, check_against
+from edgekit.datasource import load_data
 from edgekit.extras import DISTRIBUTION
 from edgekit.gate import exit_code, judge
 from edgekit.measuring import Measuring, unlike

@@ -29,7 +29,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def fashion_mnist():
     """The bundled data set."""
-    from edgekit.data import load_data
+    from edgekit.datasource import load_data
 
     return load_data(ROOT / "calibration_data" / "fashion_mnist")
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.data import DataSet, Preprocess, Split, batches, check_against, load_data
+from edgekit.data import DataSet, Preprocess, Split, batches, check_against
+from edgekit.datasource import load_data
 from edgekit.errors import ExitCode, UsageError
 from edgekit.model import TensorSpec
 

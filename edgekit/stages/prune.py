@@ -15,7 +15,7 @@ from edgekit.model import Model, Step, TorchModel
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from edgekit.prune.groups import Found
+    from edgekit.prune.find import Found
     from edgekit.prune.plan import Plan
     from edgekit.train.samples import Samples
 
@@ -76,7 +76,7 @@ class _Run:
         from dataclasses import replace
 
         from edgekit.prune.cost import MacModel, count_macs
-        from edgekit.prune.groups import find_groups
+        from edgekit.prune.find import find_groups
         from edgekit.prune.importance import score
         from edgekit.prune.plan import choose
         from edgekit.prune.shapes import parameters
@@ -152,7 +152,7 @@ class _Run:
 
     def remarks(self, kind: str, found: Found, plan: Plan, total: int) -> list[str]:
         """Plain lines about what went otherwise than asked; that the outputs stay goes without saying."""
-        from edgekit.prune.groups import OUTPUT
+        from edgekit.prune.find import OUTPUT
 
         lines = []
         if kind != self.stage.importance:

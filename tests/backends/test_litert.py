@@ -411,7 +411,7 @@ def test_the_table_of_operators_is_that_of_the_runtime(tflite_python, tmp_path):
 
 def demo():
     """The bundled example and its data."""
-    from edgekit.data import load_data
+    from edgekit.datasource import load_data
     from edgekit.sources import load_model
 
     root = Path(__file__).parents[2]

@@ -44,7 +44,7 @@ def exported(module, shape, name):
 @functools.cache
 def demo():
     """The example's network, unpruned, and the bundled Fashion-MNIST: 512 calibration and 2,000 test images."""
-    from edgekit.data import load_data
+    from edgekit.datasource import load_data
     from edgekit.sources import load_model
 
     folder = Path(__file__).parents[2]

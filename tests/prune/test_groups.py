@@ -13,7 +13,7 @@ from torch import nn  # noqa: E402
 from edgekit.errors import UsageError  # noqa: E402
 from edgekit.prune.apply import masked, removed  # noqa: E402
 from edgekit.prune.cost import MacModel, count_macs  # noqa: E402
-from edgekit.prune.groups import find_groups  # noqa: E402
+from edgekit.prune.find import find_groups  # noqa: E402
 from edgekit.prune.importance import score  # noqa: E402
 from edgekit.prune.plan import choose  # noqa: E402
 from edgekit.prune.shapes import restore, state  # noqa: E402
