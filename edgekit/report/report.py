@@ -50,7 +50,8 @@ Numbers = Annotated[dict[str, float], BeforeValidator(_finite_values)]
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Values made by `model_copy` were not checked: whatever takes one in checks it, so that no infinity slips through.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, revalidate_instances="always")
 
 
 class Bounds(_Value):

@@ -38,6 +38,12 @@ def test_round_trip(report, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
 
 
+def test_a_report_checks_the_results_it_takes_in(report):
+    result = report.results[0].model_copy(update={"snr_db": float("inf")})
+    taken = Report(edgekit="0", created="now", source=report.source, results=(result,))
+    assert taken.results[0].snr_db == IDENTICAL_DB
+
+
 def test_json_holds_what_is_promised(report):
     data = json.loads(json.dumps(report.model_dump(mode="json"), allow_nan=False))
     assert data["schema_version"] == 1
