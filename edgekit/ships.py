@@ -91,7 +91,7 @@ def _speed(quantized: Result, base: Result) -> _Finding:
     if invalid:
         return _Finding(False, f"is not shown faster than {base.role} (the timing does not count: {invalid})")
     if quantized.status != "measured":
-        return _Finding(True, f"its speed was not measured ({quantized.status})", verified=False)
+        return _Finding(True, "its speed was not measured", verified=False)
     pair = quantized.paired_with(base.role)
     if pair is None:
         return _Finding(False, f"is not shown faster than {base.role} (they were not compared)")
@@ -107,11 +107,17 @@ def _drop(quantized: Result, base: Result, max_drop: float, load: Loader | None)
         return _Finding(True, "its accuracy was not measured", verified=False)
     drop = theirs.value - mine.value
     paired = _paired_drop(quantized, base, load)
-    seen = show_interval(paired, "points") if paired else show(drop, "points")
+    change = "gains" if drop < 0 else "loses"
+    seen = show_interval(_turned(paired) if drop < 0 else paired, "points") if paired else show(abs(drop), "points")
     allowed = f"max_drop is {show(max_drop, 'points')}"
     if drop <= max_drop + 1e-12:
-        return _Finding(True, f"loses {seen} of accuracy against {base.role} ({allowed})")
-    return _Finding(False, f"loses {seen} of accuracy against {base.role} ({allowed})")
+        return _Finding(True, f"{change} {seen} of accuracy against {base.role} ({allowed})")
+    return _Finding(False, f"{change} {seen} of accuracy against {base.role} ({allowed})")
+
+
+def _turned(loss: Bounds) -> Bounds:
+    """A loss as a gain."""
+    return Bounds(value=-loss.value, low=-loss.high, high=-loss.low)
 
 
 def _paired_drop(quantized: Result, base: Result, load: Loader | None) -> Bounds | None:

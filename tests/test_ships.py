@@ -49,6 +49,12 @@ def test_a_drop_is_told_with_its_interval_where_predictions_are_kept():
 
     pair = [result("float", 0.93, predictions_file="70"), result("quantized", 0.92, 0.5, predictions_file="80")]
     assert "loses 1.00 pp [0." in choose(*pair, predictions=load).reason
+    turned = [result("float", 0.92, predictions_file="80"), result("quantized", 0.93, 0.5, predictions_file="70")]
+    assert "gains 1.00 pp [0." in choose(*turned, predictions=load).reason
+
+
+def test_a_gain_is_not_called_a_negative_loss():
+    assert "gains 0.10 pp of accuracy" in choose(result("float", 0.93), result("quantized", 0.931, 0.5)).reason
 
 
 @pytest.mark.parametrize("status", ["built", "emitted"])

@@ -152,10 +152,10 @@ def _curve(stage: StageInfo, group: str, members: Sequence[str]) -> Markup:
     y = Axis(group, (lambda v: f"{100 * v:.4g} %") if share else (lambda v: f"{v:.3g}"))
     chart = lines(series, Axis("epoch", lambda v: f"{v:g}"), y, f"{stage.name}: {group} by epoch")
     keys = [
-        _key(name, el("rect", x=1, y=6, width=14, height=4, rx=2, fill=f"var(--s{i % COLOURS})"))
+        _key(name.replace("_", " "), el("rect", x=1, y=6, width=14, height=4, rx=2, fill=f"var(--s{i % COLOURS})"))
         for i, (name, _, _) in enumerate(series)
     ]
-    return el("figure", el("h3", f"{stage.name}: {group}"), chart, el("div", keys, class_="legend"))
+    return el("figure", el("h3", f"Convergence of {stage.name}: {group}"), chart, el("div", keys, class_="legend"))
 
 
 def placement(report: Report) -> Markup | None:

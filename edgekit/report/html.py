@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from edgekit.report.predictions import read_samples
 from edgekit.report.quantities import NOTHING, show
 from edgekit.report.report import Interval, Report, Result
 
+_SHIPS_NOTE = (
+    "Against the reference: the untouched model in fp32 on the same runtime. Faster is the ratio of median latencies, "
+    "from interleaved rounds. Brackets are 95 % intervals."
+)
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
@@ -37,7 +42,7 @@ def render(report: Report, folder: Path | None = None, *, samples: Samples | Non
         el("style", _asset("report.css")),
     )
     sections = [
-        _section("What ships", _cards(report)),
+        _section("What ships", _cards(report), _SHIPS_NOTE),
         _section("Worth knowing", _warnings(report)),
         _section("Gate", tables.gate(report), words.counted(report).capitalize() + "."),
         _section("Accuracy, size and speed", figures.tradeoffs(report), "Bars are 95 % intervals."),
@@ -45,7 +50,7 @@ def render(report: Report, folder: Path | None = None, *, samples: Samples | Non
         _section("Latency", figures.latencies(report, samples)),
         _section("Stages", _stages(report)),
         _section("Classes before and after", tables.classes(report), tables.CLASSES_NOTE),
-        _section("What runs in int8", figures.placement(report)),
+        _section("What runs in int8", _placement(report)),
         _section("Environment", tables.environment(report)),
     ]
     body = el("body", _header(report), el("main", sections), _footer(report), el("script", _asset("report.js")))
@@ -69,7 +74,7 @@ def _header(report: Report) -> Markup:
     meta = [
         f"Recipe {recipe}" if recipe else None,
         f"Scored on {data.n:,} samples of {data.name} ({data.split})" if data else None,
-        f"Finished {report.created}",
+        f"Finished {_moment(report.created)}",
         f"edgekit {report.edgekit}",
     ]
     return el(
@@ -85,6 +90,14 @@ def _header(report: Report) -> Markup:
         el("div", [el("span", line) for line in meta if line], class_="meta"),
         class_="top",
     )
+
+
+def _moment(created: str) -> str:
+    """An ISO 8601 time as people write it; any other text as it is."""
+    try:
+        return f"{datetime.fromisoformat(created).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return created
 
 
 def _sentence(text: str) -> str:
@@ -163,14 +176,20 @@ def _empty_card(report: Report, target: str, backend: str) -> Markup:
 
 
 def _warnings(report: Report) -> Content:
-    """What did not help, then the notes of the builds, each said once."""
+    """What did not help, and what was derived."""
+    return el("ul", [el("li", line) for line in report.warnings], class_="warnings") if report.warnings else None
+
+
+def _placement(report: Report) -> Content:
+    """Where operators run, and the notes of the builds, each said once."""
     notes: dict[str, list[str]] = {}
     for result in report.results:
         for note in result.notes:
             notes.setdefault(note, []).append(f"{words.backend(result.backend)} on {result.target}")
     said = [f"{', '.join(dict.fromkeys(where))}: {note}" for note, where in notes.items()]
-    lists = [(report.warnings, "warnings"), (said, "quiet")]
-    return [el("ul", [el("li", line) for line in lines], class_=kind) for lines, kind in lists if lines]
+    listed = el("ul", [el("li", line) for line in said], class_="quiet") if said else None
+    placed = figures.placement(report)
+    return [part for part in (placed, listed) if part is not None]
 
 
 def _stages(report: Report) -> Content:

@@ -29,7 +29,7 @@ def show_interval(seen: Bounds, unit: str) -> str:
         return show(seen.value, unit)
     scale, digits, suffix = _scale(seen.value, unit)
     n = getattr(seen, "n", None)
-    count = f", n = {n:,}" if n else ""
+    count = "" if not n else f", {n:,} rounds" if unit == "ratio" else f", n = {n:,}"
     low, high = (f"{end * scale:.{digits}f}" for end in (seen.low, seen.high))
     return f"{seen.value * scale:.{digits}f}{suffix} [{low}, {high}]{count}"
 

@@ -140,12 +140,12 @@ def stages(report: Report) -> Markup:
         _stage_row(s.name, s.seconds, s.macs, s.parameters, s.snr_db, s.agreement, s.metrics, s.notes)
         for s in report.stages
     ]
-    head = ("Stage", "Time", "MACs", "Parameters", "Output SNR", "Agreement", "Accuracy", "Loss", "Notes")
+    head = ("Stage", "Time", "MACs", "Parameters", "Output SNR", "Agreement", "Accuracy", "Loss")
     total = sum(s.seconds for s in report.stages)
     training = sum(s.seconds for s in report.stages if s.curve)
     part = f", training {show_seconds(training)} of that" if training else ""
     note = f"Stages took {show_seconds(total)}{part}. SNR and agreement are against the reference."
-    return join([el("p", note, class_="quiet"), table("Stages", head, rows, text=(0, 8))])
+    return join([el("p", note, class_="quiet"), table("Stages", head, rows)])
 
 
 def _plain(metrics: Metrics | None) -> dict[str, float]:
@@ -159,23 +159,30 @@ def _stage_row(
     name: str, seconds: float | None, macs: int | None, parameters: int | None, snr: float | None,
     agrees: float | None, metrics: dict[str, float], notes: Sequence[str],
 ) -> Markup:  # fmt: skip
+    """The numbers of one stage, and below them its notes across the whole table."""
     cells = (
         show_seconds(seconds), show_count(macs), show_count(parameters), show(snr, "dB"), show(agrees, "share"),
         show(metrics.get("accuracy"), "share"), show(metrics.get("loss"), "nats"),
     )  # fmt: skip
-    said = el("td", [el("div", note) for note in notes], class_="t wrap")
-    return el("tr", el("th", name, scope="row"), [el("td", cell) for cell in cells], said)
+    numbers = el(
+        "tr", el("th", name, scope="row"), [el("td", cell) for cell in cells], class_="noted" if notes else None
+    )
+    said = el("td", [el("div", note) for note in notes], colspan=8, class_="t wrap quiet")
+    return join([numbers, el("tr", said) if notes else None])
 
 
 def classes(report: Report) -> Markup | None:
-    """For every bundle that ships a table of its classes before and after; the first one is open."""
+    """For every model that ships a table of its classes before and after; the first one is open."""
     found: list[Markup] = []
-    for result in report.results:
-        if not (result.ships and result.per_class):
-            continue
+    shipped = [r for r in report.results if r.ships and r.per_class]
+    same: dict[str, list[Result]] = {}
+    for result in shipped:  # the same model built for two targets is scored once
+        same.setdefault(result.predictions_file or result.key, []).append(result)
+    for result, *others in same.values():
         reference = words.reference_of(report, result)
         scored = reference if reference and reference.per_class else report.source
-        head = f"{words.backend(result.backend)} {result.role} {result.precision} on {result.target}"
+        targets = ", ".join(r.target for r in (result, *others))
+        head = f"{words.backend(result.backend)} {result.role} {result.precision} on {targets}"
         whole = el("p", _before_after(scored.metrics, result.metrics), class_="quiet")
         table_ = _class_table(scored.per_class, result.per_class)
         found.append(el("details", el("summary", head), whole, table_, open=not found))

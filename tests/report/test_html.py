@@ -142,6 +142,7 @@ def test_a_note_of_many_builds_is_said_once(report):
     results = tuple(r.model_copy(update={"notes": ("placement is as planned",)}) for r in report.results)
     text = Page(html.render(report.model_copy(update={"results": results}))).text
     assert text.count("placement is as planned") == 1
+    assert text.index("What runs in int8") < text.index("placement is as planned") < text.index("Environment")
     assert "ONNX Runtime on x86-64, OpenVINO on x86-64, LiteRT on x86-64, ONNX Runtime on raspberry-pi-5" in text
 
 
