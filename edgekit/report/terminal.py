@@ -1,4 +1,4 @@
-"""The report in the terminal: a table for every target, what did not help, and the verdicts."""
+"""The report in the terminal, at 80 columns too: a table for every target, what did not help, and the verdicts."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def _target(report: Report, target: str) -> Table:
         box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim",
     )  # fmt: skip
     table.add_column("", width=1)
-    table.add_column("bundle", no_wrap=True)
+    table.add_column("bundle")  # the one that may wrap where the terminal is narrow
     timed = any(r.latency_s for r in same)
     scored = any(r.accuracy for r in same)
     heads = [
         "size",
-        *(["accuracy", "vs ref"] if scored else []),
-        *(["p50", "p90", "x ref", "x float"] if timed else []),
+        *(["accuracy %", "diff pp"] if scored else []),
+        *(["p50", "time/ref", "time/float"] if timed else []),
     ]
     for head in [*heads, "int8"]:
         table.add_column(head, justify="right", no_wrap=True)
@@ -81,8 +81,7 @@ def _row(report: Report, result: Result, scored: bool, timed: bool) -> list[str]
         change = words.points(report, result)
         cells += [_accuracy(result), "" if change is None else f"{100 * change:+.2f}"]
     if timed:
-        cells += [words.percentile(result, "p50"), words.percentile(result, "p90")]
-        cells += [_ratio(result, "reference"), _ratio(result, "float")]
+        cells += [words.percentile(result, "p50"), _ratio(result, "reference"), _ratio(result, "float")]
     cells.append(words.nodes(result) if result.role == "quantized" else "")
     return cells if timed else [*cells, result.status]
 
