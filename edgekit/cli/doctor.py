@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from edgekit.cli.verb import Json, say, verb
+from edgekit.cli.wrap import TIE, labelled
 
 if TYPE_CHECKING:
     from edgekit.doctor import BackendState, Diagnosis, Extra
@@ -31,12 +32,12 @@ def _text(found: Diagnosis) -> str:
         f"edgekit {found.edgekit}, Python {found.python}, {found.system}",
         f"Processor: {found.processor}, {found.cores} cores{memory}",
         f"  for int8: {', '.join(yes) or 'nothing known'}{without}",
-        *(f"  {note}" for note in found.notes),
+        *(line for note in found.notes for line in labelled("", note, 2)),
         "",
         *_backends(found.backends),
         "",
         "Extras",
-        *(_extra(extra) for extra in found.extras),
+        *(line for extra in found.extras for line in _extra(extra)),
     ]
     return "\n".join(lines)
 
@@ -47,7 +48,7 @@ def _backends(states: Sequence[BackendState]) -> list[str]:
     for state in states:
         here = state.availability
         lines.append(f"  {state.name:12} {here.version or '':{wide}} {_mark(here.compiles):9} {_mark(here.runs)}")
-        lines += [f"      {here.reason}"] if here.reason else []
+        lines += labelled("", here.reason, 6) if here.reason else []
     return lines
 
 
@@ -55,6 +56,6 @@ def _mark(possible: bool) -> str:
     return "yes" if possible else "no"
 
 
-def _extra(extra: Extra) -> str:
-    packages = ", ".join(f"{name} {version or '(missing)'}" for name, version in extra.packages.items())
-    return f"  {extra.name:12} {packages}" + ("" if extra.complete else f"\n      {extra.command}")
+def _extra(extra: Extra) -> list[str]:
+    packages = ", ".join(f"{name}{TIE}{version or '(missing)'}" for name, version in extra.packages.items())
+    return labelled(f"  {extra.name}", packages, 15) + ([] if extra.complete else [f"      {extra.command}"])

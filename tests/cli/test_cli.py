@@ -51,11 +51,15 @@ def test_help_names_every_verb_and_exit_code():
         assert word in text
 
 
-def test_targets_as_table_and_json():
+def test_targets_as_table_and_json(monkeypatch):
     from edgekit.target import list_targets
 
+    monkeypatch.setenv("COLUMNS", "80")
     rows = invoke("targets").output.splitlines()
-    assert [row.split()[0] for row in rows] == list(list_targets())
+    assert [row.split()[0] for row in rows if not row.startswith(" ")] == list(list_targets())
+    assert max(map(len, rows)) <= 80
+    facts = invoke("targets", "raspberry-pi-5").output.splitlines()
+    assert max(len(line) for line in facts if "https:" not in line) <= 80  # a link is never broken
     values = json.loads(invoke("targets", "--json").output)
     assert [value["name"] for value in values] == list(list_targets())
     one = json.loads(invoke("targets", "jetson-orin-nano", "--json").output)
