@@ -138,3 +138,18 @@ def test_the_same_recipe_from_the_onnx_file(demo, repo_root, tmp_path):
         mine, theirs = again.result("x86-64", backend, "quantized"), demo[0].result("x86-64", backend, "quantized")
         assert abs(mine.accuracy.value - theirs.accuracy.value) <= 0.005, backend
         assert abs(mine.size_bytes / theirs.size_bytes - 1) <= 0.03, backend
+
+
+def test_the_page_on_using_the_plain_models_does_what_was_measured(demo, repo_root, monkeypatch):
+    """Runs the Python of `docs/use-in-your-app.md` on the first test images."""
+    report, out = demo
+    page = (repo_root / "docs" / "use-in-your-app.md").read_text(encoding="utf-8")
+    snippets = page.partition("```python\n")[2].partition("```")[0].split("\n\n")
+    images = np.load(out / "work" / "inputs.npy")[:20]
+    monkeypatch.chdir(out)
+    assert len(snippets) == len(RUNTIMES)
+    for raw, *expected in zip(images, *(top(report, out, backend) for backend in RUNTIMES), strict=False):
+        names = {"raw": raw}
+        for snippet, answer in zip(snippets, expected, strict=True):
+            exec(snippet, names)
+            assert names["logits"].argmax() == answer, snippet
