@@ -20,6 +20,7 @@ from edgekit.report.report import Result
 from edgekit.workspace import Workspace, digest, writing_to
 
 if TYPE_CHECKING:
+    from edgekit.recipe import PlannedTarget
     from edgekit.target import Target
 
 GOLDEN = 4
@@ -193,9 +194,9 @@ def model_digest(bundle: Bundle) -> str:
     return digest(bundle.manifest.backend, repr(files), repr(sorted(bundle.manifest.runner.items())))
 
 
-def orders(entries: Sequence[Any], found: Sequence[Part]) -> Iterator[tuple[Any, str, Part]]:
-    """Every (target entry, backend, part) of a run, in the recipe's order."""
-    for entry in entries:
-        for backend in entry.backends:
+def orders(planned: Sequence[PlannedTarget], found: Sequence[Part]) -> Iterator[tuple[PlannedTarget, str, Part]]:
+    """Every (target, backend, part) of a run, in the recipe's order."""
+    for target in planned:
+        for backend in target.backends:
             for part in found:
-                yield entry, backend, part
+                yield target, backend, part

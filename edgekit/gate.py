@@ -203,12 +203,7 @@ def _absolute(clause: Clause, result: Result, load: Loader | None) -> Observed:
     if metric in LATENCIES:
         return _latency(result, metric.partition(".")[2], clause.confidence)
     if metric in ("accuracy", "agreement"):
-        seen = result.accuracy
-        if metric == "agreement" and result.agreement is not None and result.agreement_n:
-            seen = wilson_share(result.agreement, result.agreement_n)
-        elif metric == "agreement":
-            seen = None
-        share = _present(seen, metric, result)
+        share = _present(result.accuracy if metric == "accuracy" else _agreement(result), metric, result)
         again = wilson_share(share.value, share.n, clause.confidence)
         return Observed(value=share.value, low=again.low, high=again.high, n=share.n, unit=unit)
     if metric in ("precision", "recall", "f1", "loss"):
@@ -222,6 +217,12 @@ def _absolute(clause: Clause, result: Result, load: Loader | None) -> Observed:
         "snr": result.snr_db,
     }
     return _exact(_present(exact[metric], metric, result), unit)
+
+
+def _agreement(result: Result) -> Interval | None:
+    if result.agreement is None or not result.agreement_n:
+        return None
+    return wilson_share(result.agreement, result.agreement_n)
 
 
 def _against(report: Report, clause: Clause, name: str, shipped: Result, load: Loader | None) -> Observed:

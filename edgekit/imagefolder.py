@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.datasplits import Raw
 from edgekit.errors import UsageError
 from edgekit.extras import require
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
 SPLITS = ("train", "calibration", "calib", "test", "eval", "val", "valid", "validation", "dev")
-
-Raw = tuple[npt.NDArray[Any], npt.NDArray[Any] | None, tuple[str, ...] | None]
 
 
 def read_images(

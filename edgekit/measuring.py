@@ -20,7 +20,8 @@ from edgekit.registry import resolve
 from edgekit.report.report import Result
 from edgekit.workspace import Workspace
 
-RIVALS: tuple[Role, ...] = ("reference", "float")
+RIVALS: dict[Role, tuple[Role, ...]] = {"reference": (), "float": ("reference",), "quantized": ("reference", "float")}
+"""Role -> the roles that it is compared with in interleaved rounds."""
 
 
 @dataclass
@@ -49,12 +50,9 @@ class Measuring:
         profiler = self._profiler(planned)
         done = self._guarded(outcome, lambda: profiler.timing(bundle, result))
         for other in others:
-            role, rival = other.result.role, other.bundle
-            if role not in RIVALS or role == result.role or result.role == "reference" or rival is None:
-                continue
-            if (other.result.backend, other.result.status) == (result.backend, "failed") or done.result.invalid:
-                continue
-            if other.result.backend == result.backend:
+            if done.result.status != "measured" or done.result.invalid:
+                break
+            if _are_rivals(result, other.result):
                 done = self._against(profiler, done, other)
         return done.result
 
@@ -115,6 +113,11 @@ def unlike(planned: PlannedTarget) -> str | None:
             "int8 may be slower or less accurate there than on the target."
         )
     return None
+
+
+def _are_rivals(result: Result, other: Result) -> bool:
+    """Whether `other` was built, for the same runtime, in a role that `result` is compared with."""
+    return other.role in RIVALS[result.role] and other.backend == result.backend and other.status != "failed"
 
 
 def _runs_here(backend: str) -> bool:
