@@ -1,0 +1,72 @@
+"""What is measured against what, and what happens when a device fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edgekit.building import Outcome
+from edgekit.errors import DeviceError, ExitCode, MeasurementInvalidError
+from edgekit.measuring import Measuring
+from edgekit.recipe import PlannedTarget
+from edgekit.report.report import Result
+from edgekit.target import load_target
+
+PLANNED = PlannedTarget(load_target("x86-64"), ("onnxruntime", "litert"), "local", 1)
+
+
+class Recorder:
+    """Stands where a `Profiler` does: notes who is compared with whom; its timing may fail."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.failure, self.compared = failure, []
+
+    def timing(self, bundle: Any, result: Result) -> Result:
+        if self.failure:
+            raise self.failure
+        return result.model_copy(update={"status": "measured"})
+
+    def against(self, bundle: Any, other: Any, vs: str, result: Result) -> Result:
+        self.compared.append((result.role, vs))
+        return result
+
+
+def outcome(role: str, backend: str = "onnxruntime", status: str = "built") -> Outcome:
+    precision = "int8" if role == "quantized" else "fp32"
+    result = Result(target="x86-64", backend=backend, precision=precision, role=role, status=status)
+    return Outcome(result, bundle=object())
+
+
+def measuring(profiler: Recorder) -> Measuring:
+    return Measuring(None, None, None, 10, 90.0, [], profilers={("local", 1): profiler})
+
+
+def test_every_role_is_compared_with_its_rivals_of_the_same_backend():
+    all_ = [outcome(role, backend) for backend in PLANNED.backends for role in ("reference", "float", "quantized")]
+    recorder = Recorder()
+    for each in all_[:3]:
+        measuring(recorder).timed(PLANNED, each, all_)
+    assert recorder.compared == [("float", "reference"), ("quantized", "reference"), ("quantized", "float")]
+
+
+def test_a_rival_that_failed_is_left_out():
+    recorder = Recorder()
+    measuring(recorder).timed(PLANNED, outcome("quantized"), [outcome("reference", status="failed"), outcome("float")])
+    assert recorder.compared == [("quantized", "float")]
+
+
+@pytest.mark.parametrize(
+    ("failure", "field", "code"),
+    [
+        (DeviceError("the board is gone"), "reason", ExitCode.DEVICE),
+        (MeasurementInvalidError("too hot"), "invalid", ExitCode.MEASUREMENT_INVALID),
+    ],
+)
+def test_nothing_is_compared_after_a_timing_that_failed(failure, field, code):
+    recorder = Recorder(failure)
+    several = measuring(recorder)
+    result = several.timed(PLANNED, outcome("quantized"), [outcome("reference"), outcome("float")])
+    assert getattr(result, field) == str(failure)
+    assert several.codes == [code]
+    assert recorder.compared == []
