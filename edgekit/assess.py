@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import UsageError
+from edgekit.errors import EdgekitError, UsageError
 from edgekit.metrics import Evaluation, agreement, evaluate, snr_db
 from edgekit.model import Model, OnnxModel, Step, TorchModel
 
@@ -85,8 +85,35 @@ class Oracle:
 
     @cached_property
     def outputs(self) -> Arrays:
-        """The reference's answers to `inputs`."""
-        return outputs_of(self.model, self.inputs)
+        """The reference's answers to `inputs`.
+
+        Raises:
+            UsageError: it cannot be run, or some answers are not finite, so that nothing can be held against them.
+        """
+        try:
+            answers = outputs_of(self.model, self.inputs)
+        except (EdgekitError, OSError, MemoryError):
+            raise
+        except Exception as error:  # each runtime has its own; the graph is still as the user gave it
+            seen = " ".join(str(error).split())[:300]
+            raise UsageError(f"model {self.model.name!r} cannot be run on the data: {seen}") from error
+        for spec, values in zip(self.model.outputs, answers, strict=True):
+            self._check(spec.name, values)
+        return answers
+
+    def _check(self, output: str, values: npt.NDArray[np.generic]) -> None:
+        gives = f"model {self.model.name!r} gives"
+        if values.ndim == 0 or len(values) != len(self.split):
+            raise UsageError(
+                f"{gives} {list(values.shape)} at {output!r} for {len(self.split)} samples. The first axis of every "
+                "output must be that of the samples."
+            )
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            broken = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+            raise UsageError(
+                f"{gives} NaN or infinity at {output!r} for sample {self.split.ids[int(np.argmax(broken))]}. "
+                "Check its weights, and `preprocess` of the data."
+            )
 
     @cached_property
     def classification(self) -> bool:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from edgekit.errors import UsageError
 from edgekit.extras import unknown
 from edgekit.units import parse_duration, parse_percent, parse_points, parse_size
 
-Quantity = float | str
+Quantity = Annotated[float, Strict()] | str
 """A number in base units (seconds, bytes, fractions of one), or text such as "2 MB", "10 ms", "1.0pp", "5%"."""
 
 UNITS: dict[str, str] = {
@@ -31,7 +32,7 @@ class Clause(BaseModel):
     `max_ratio` need `vs`. `severity: warn` never breaks a run.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     metric: str
     target: str | None = None
@@ -40,7 +41,7 @@ class Clause(BaseModel):
     max: Quantity | None = None
     vs: Literal["reference", "float", "baseline", "previous"] | None = None
     max_regression: Quantity | None = None
-    max_ratio: float | None = None
+    max_ratio: float | None = Field(default=None, gt=0)
     severity: Literal["fail", "warn"] = "fail"
     on_missing: Literal["fail", "warn", "pass"] = "fail"
     on_inconclusive: Literal["inconclusive", "fail", "warn", "pass"] = "inconclusive"
@@ -62,8 +63,12 @@ def check(clause: Clause) -> None:
             f"the gate clause on {clause.metric!r} {'with' if clause.vs else 'without'} 'vs' needs "
             f"{' or '.join(names)}, got {', '.join(given) or 'no limit'}."
         )
-    for name in given:
-        read_limit(clause, name)
+    limits = {name: read_limit(clause, name) for name in given}
+    for name, limit in limits.items():
+        if limit < 0 and UNITS[clause.metric] != "dB" and name in ("min", "max"):
+            raise UsageError(f"{getattr(clause, name)!r} cannot be a limit: {clause.metric} is never negative.")
+    if limits.get("min", 0) > limits.get("max", math.inf):
+        raise UsageError(f"min {clause.min!r} is more than max {clause.max!r}: nothing could pass.")
 
 
 def read_limit(clause: Clause, name: str) -> float:
@@ -98,6 +103,9 @@ def _below_one(written: Quantity, share: float, example: str) -> float:
 
 def _plain(written: float | str) -> float:
     try:
-        return float(written)
+        number = float(written)
     except ValueError:
-        raise UsageError(f"{written!r} is not a number. Write it like 0.5.") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise UsageError(f"{written!r} is not a number. Write it like 0.5.")
+    return number

@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _as_list(value: object) -> object:
@@ -238,7 +238,7 @@ def _arrays(path: Path) -> dict[str, Array]:
         if size > MAX_ARRAY_BYTES:
             raise UsageError(f"{path} unpacks to {size} bytes, more than the limit of {MAX_ARRAY_BYTES}.")
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            found = {name: arrays[name] for name in arrays.files}
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file.") from None
     except ValueError as error:
@@ -250,6 +250,10 @@ def _arrays(path: Path) -> dict[str, Array]:
         raise UsageError(f"{path} is damaged: {error}") from None
     except (zipfile.BadZipFile, EOFError, OSError, KeyError) as error:
         raise UsageError(f"{path} is not a readable .npz file: {error}") from None
+    strange = [name for name, array in found.items() if not isinstance(array, np.ndarray)]
+    if strange:
+        raise UsageError(f"{path} is damaged: {', '.join(strange)} in it is no array.")
+    return found
 
 
 def _from_card(path: Path) -> _Found:
@@ -311,10 +315,13 @@ def _from_function(source: str, base: Path) -> _Found:
             notes=result.notes,
         )
     if isinstance(result, Mapping) and result and all(isinstance(v, tuple) and len(v) == 2 for v in result.values()):
-        pairs = {
-            _canonical(str(k)): (np.asarray(x), None if y is None else np.asarray(y), None)
-            for k, (x, y) in result.items()
-        }
+        try:
+            pairs = {
+                _canonical(str(k)): (np.asarray(x), None if y is None else np.asarray(y), None)
+                for k, (x, y) in result.items()
+            }
+        except ValueError as error:
+            raise UsageError(f"{source} returned samples or labels that are no array: {error}") from error
         return _Found(function, pairs)
     raise UsageError(
         f"{source} returned {type(result).__name__}: it must return an edgekit.DataSet or a dict of "

@@ -27,8 +27,9 @@ def check_split(data: str, name: str, raw: Raw, preprocess: Preprocess, *, label
     """One split, with every sample and label looked at."""
     x, y, ids = raw
     where = f"Data {data!r}, split {name!r}"
-    if x.ndim < 2 or len(x) == 0:
-        raise UsageError(f"{where} is empty: its samples have shape {list(x.shape)}, [N, ...] with N >= 1 is needed.")
+    if x.ndim < 2 or x.size == 0:
+        seen = "is empty" if x.size == 0 else "holds no samples with values"
+        raise UsageError(f"{where} {seen}: its array has shape {list(x.shape)}, [N, ...] with N >= 1 is needed.")
     if x.dtype.kind not in "uif":
         raise UsageError(f"{where}: samples are of type {x.dtype}; integers or floats are needed.")
     if ids is not None and (len(ids) != len(x) or len(set(ids)) != len(ids)):
@@ -60,6 +61,8 @@ def _check_labels(where: str, y: Array, count: int, classes: int) -> npt.NDArray
             f"0 to {classes - 1}" if classes else "0 and up",
         )
         raise UsageError(f"{where}: label {bad[0]} (sample {bad[1]}) is out of range: classes are {limit}.")
+    if high > np.iinfo(np.int64).max:
+        raise UsageError(f"{where}: label {high} (sample {int(y.argmax())}) is out of range.")
     return y.astype(np.int64)
 
 

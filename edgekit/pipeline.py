@@ -63,9 +63,12 @@ def run(
     (0, 'quantized')
     """
     job = Run.start(load_recipe(recipe, targets=targets), out, resume=resume, progress=progress or Silent())
-    final = job.compress()
-    results = job.measure(job.build(final))
-    return job.report(final, results)
+    try:
+        final = job.compress()
+        results = job.measure(job.build(final))
+        return job.report(final, results)
+    finally:
+        job.space.close()
 
 
 @dataclass
@@ -110,6 +113,8 @@ class Run:
             kept = load_stage(folder, self.key, model) if self.resume else None
             if kept is not None:
                 self.progress.say(f"{stage.kind}: kept from the earlier run")
+            elif (folder / "done.json").exists():
+                self.progress.say(f"{stage.kind}: done again, the earlier run had other settings or is damaged")
             model = kept or self._apply(stage, model, folder)
             after = model.history[-1]
             self._warn(did_not_help(before, after))

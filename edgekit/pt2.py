@@ -53,6 +53,8 @@ def load_program(file: Path) -> ExportedProgram:
             names = source.namelist()
             if len(names) != len(set(names)):
                 raise UsageError(f"{file} holds two members of one name: refused.")
+            if any(info.compress_type != zipfile.ZIP_STORED for info in source.infolist()):
+                raise UsageError(f"{file} is compressed, which torch.export.save never does: refused.")
             for name in names:
                 content = source.read(name)
                 _check_member(file, name, content, torch)

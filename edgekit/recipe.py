@@ -27,7 +27,7 @@ Axis = Annotated[int, Field(gt=0)] | Annotated[str, Field(min_length=1)]
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class InputSettings(_Value):
@@ -43,7 +43,7 @@ class ModelSettings(_Value):
     source: str = Field(min_length=1, examples=["for example model.py:build"])
     weights: str | None = None
     inputs: dict[str, InputSettings] | None = None
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str | None = Field(default=None, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
     def specs(self) -> dict[str, TensorSpec] | None:
         """The inputs as the rest of edgekit has them."""
@@ -235,8 +235,10 @@ def _stage(document: Document, index: int, entry: dict[str, Any] | str) -> Stage
 
 
 def _check_order(document: Document, stages: Sequence[Stage]) -> None:
-    """The way from a trainable module to one graph is one-way: what trains comes first."""
+    """The way from a trainable module to one graph is one-way: what trains comes first, and it is gone once."""
     for index, stage in enumerate(stages):
+        if not stage.trains and stage.kind in [s.kind for s in stages[:index]]:
+            raise document.error(("stages", index), f"{stage.kind!r} stands here twice. Once is enough.")
         before = next((s.kind for s in stages[:index] if not s.trains), None)
         if stage.trains and before:
             raise document.error(

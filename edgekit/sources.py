@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.errors import UsageError
+from edgekit.errors import BuildError, UsageError
 from edgekit.extras import require
 from edgekit.model import Model, OnnxModel, TensorSpec, TorchModel
 from edgekit.usercode import call_function
@@ -126,7 +127,10 @@ def _from_python(
     module.eval()
     specs = tuple(inputs.values())
     _try_forward(module, specs, source, torch)
-    reference = export_module(module, specs, name)
+    try:
+        reference = export_module(module, specs, name)
+    except BuildError as error:  # of no backend: this model cannot be a source
+        raise UsageError(f"model source '{source}': {error}") from error
     return TorchModel(name=name, module=module, inputs=specs, outputs=reference.outputs, reference=reference)
 
 
@@ -140,11 +144,11 @@ def _build(file: Path, function: str, torch: Any) -> nn.Module:
 
 def _try_forward(module: nn.Module, inputs: tuple[TensorSpec, ...], source: str, torch: Any) -> None:
     """Run once on zeros, so that inputs that don't fit are said before anything long starts."""
-    arrays = [torch.zeros(spec.sized(2), dtype=getattr(torch, spec.dtype)) for spec in inputs]
     try:
+        arrays = [torch.zeros(spec.sized(2), dtype=getattr(torch, spec.dtype)) for spec in inputs]
         with torch.no_grad():
             module(*arrays)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         shapes = ", ".join(f"{spec.name} {spec.dtype}{list(spec.sized(2))}" for spec in inputs)
         first = str(error).strip().partition("\n")[0]
         raise UsageError(
@@ -211,15 +215,18 @@ def _read_pickled(file: Path) -> dict[str, torch.Tensor]:
             warnings.simplefilter("ignore")
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip()
-        found = reason.split("WeightsUnpickler error:")[-1].strip().partition("\n")[0]
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))  # torch goes on with how to run the code
+        found = f" ({named[1]})" if named else ""
         raise UsageError(
-            f"weights {file} hold more than tensors ({found}), which would run code when read, so they are refused. "
+            f"weights {file} hold more than tensors{found}, which would run code when read, so they are refused. "
             "Save the weights alone: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
         ) from error
     except Exception as error:
-        first = str(error).strip().partition("\n")[0]
-        raise UsageError(f"weights {file} cannot be read: {type(error).__name__}: {first}.") from error
+        first = str(error).strip().partition("\n")[0].partition(". In PyTorch 2.6")[0]
+        seen = ": ".join([type(error).__name__, *([first] if first else [])])
+        raise UsageError(
+            f"weights {file} cannot be read ({seen}). Save them with torch.save(model.state_dict(), path)."
+        ) from error
     for key in NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -15,7 +15,7 @@ from edgekit.quant.spec import Variant
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Cpu(_Value):

@@ -42,7 +42,7 @@ def call_function(file: Path, function: str) -> Any:
             return maker()
         except EdgekitError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UsageError(
                 f"{file}:{function}() raised {type(error).__name__}: {error}. It must work without arguments."
             ) from error
@@ -60,7 +60,7 @@ def _import_file(file: Path) -> Any:
         spec.loader.exec_module(python)
     except EdgekitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[private]
         raise UsageError(f"importing {file} raised {type(error).__name__}: {error}.") from error
     return python

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -41,11 +43,29 @@ def writing_to(folder: Path) -> Iterator[None]:
             raise DeviceError(
                 f"{folder}: the disk is full ({error.strerror}). Free some space and use --resume."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
             raise UsageError(
                 f"{folder}: cannot be written ({error.strerror}). Choose another folder with --out."
             ) from error
         raise
+
+
+FOLDERS = ("bundles", "models", "predictions", "samples", "work")
+REPORTS = ("report.json", "report.html")
+
+
+def _lock(root: Path) -> int | None:
+    """Keep a second run out of the folder until this one closes it or ends."""
+    handle = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UsageError(f"{root}: another run is writing there. Wait for it, or choose another with --out.") from None
+    except OSError:  # a file system without locks
+        os.close(handle)
+        return None
+    return handle
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,8 @@ class Workspace:
     """Folders of one run. `bundles`, `models`, `predictions` and `samples` are results; `work` is for resuming."""
 
     root: Path
+    lock: int | None = None
+    """The open folder itself, while a run holds it."""
 
     @staticmethod
     def check(root: Path) -> None:
@@ -64,13 +86,23 @@ class Workspace:
     @classmethod
     def open(cls, root: Path, *, resume: bool) -> Workspace:
         """Make the folders; without `resume` earlier work is removed."""
-        space = cls(root.resolve())
         with writing_to(root):
-            if not resume:
-                shutil.rmtree(space.work, ignore_errors=True)
-            for name in ("bundles", "models", "predictions", "samples", "work"):
-                (space.root / name).mkdir(parents=True, exist_ok=True)
+            root.mkdir(parents=True, exist_ok=True)
+            space = cls(root.resolve(), _lock(root))
+            if not resume and space.work.exists():
+                if not all((space.root / name).is_dir() for name in FOLDERS):
+                    raise UsageError(f"{root}: its folder 'work' is not of an earlier run. Choose another with --out.")
+                shutil.rmtree(space.work)
+            for name in FOLDERS:
+                (space.root / name).mkdir(exist_ok=True)
+            for name in REPORTS:
+                (space.root / name).unlink(missing_ok=True)  # it would tell of bundles that are being replaced
         return space
+
+    def close(self) -> None:
+        """Let other runs write here."""
+        if self.lock is not None:
+            os.close(self.lock)
 
     @property
     def bundles(self) -> Path:
@@ -131,6 +163,7 @@ def save_stage(folder: Path, key: str, model: Model) -> None:
     from edgekit.graph.io import save_onnx
 
     with writing_to(folder):
+        (folder / "done.json").unlink(missing_ok=True)
         if isinstance(model, TorchModel):
             from edgekit.train.checkpoint import save_torch
 
@@ -140,23 +173,28 @@ def save_stage(folder: Path, key: str, model: Model) -> None:
             save_onnx(model.proto, folder / "model" / "graph.onnx")
             if model.quant is not None:
                 (folder / "model" / "quant.json").write_text(model.quant.model_dump_json(indent=1), encoding="utf-8")
-        done = {"key": key, "kind": type(model).__name__, "step": asdict(model.history[-1])}
+        files = _files(folder / "model")
+        done = {"key": key, "kind": type(model).__name__, "step": asdict(model.history[-1]), "files": files}
         temporary = folder / ".done.json"
         temporary.write_text(json.dumps(done, indent=1, default=str), encoding="utf-8")
         temporary.replace(folder / "done.json")
 
 
+def _files(folder: Path) -> dict[str, str]:
+    return {path.name: digest(path) for path in sorted(folder.iterdir())}
+
+
 def load_stage(folder: Path, key: str, before: Model) -> Model | None:
-    """The result that an earlier run kept for exactly this `key`, or None."""
+    """The result that an earlier run kept for exactly this `key`, or None: a damaged one is none."""
     from edgekit.graph.io import load_onnx
     from edgekit.graph.tools import tensor_specs
     from edgekit.quant.spec import QuantSpec
 
     try:
         done: Mapping[str, Any] = json.loads((folder / "done.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if done["key"] != key:
+        if done["key"] != key or done["files"] != _files(folder / "model"):
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     step = Step(**{**done["step"], "notes": tuple(done["step"]["notes"]), "curve": tuple(done["step"]["curve"])})
     if done["kind"] == "TorchModel":

@@ -18,6 +18,10 @@ from edgekit.errors import UsageError
 MAX_BYTES = 1_000_000
 MAX_NODES = 100_000
 MAX_DEPTH = 50
+MAX_INT_BITS = 1024
+"""Python refuses to write larger ones out, in a message too."""
+
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "int", "map", "null", "seq", "str")}
 
 Place = tuple[str | int, ...]
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -92,9 +96,11 @@ def read_yaml(path: Path, what: str) -> Document:
 
 def _read_text(path: Path, what: str) -> str:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path}: {path.stat().st_size} bytes is too large for a {what} (limit {MAX_BYTES}).")
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:  # a device or a pipe has no size, and may have no end
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UsageError(f"{path}: more than {MAX_BYTES} bytes, too large for a {what}.")
+        return content.decode("utf-8")
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file. Give the path of a {what} in YAML.") from None
     except UnicodeDecodeError:
@@ -115,16 +121,24 @@ class _Reader:
         self._nodes += 1
         if self._nodes > MAX_NODES or len(place) > MAX_DEPTH:
             raise UsageError(f"{self.path}:1: too large: more than {MAX_NODES} values or {MAX_DEPTH} levels.")
+        tag = getattr(getattr(node, "tag", None), "value", None)
+        if tag is not None and tag not in _PLAIN_TAGS:
+            raise self._error(place, f"the tag {tag!r} has no meaning here. Leave it out.")
         if isinstance(node, dict):
             return {str(key): self._child(node, key, value, place) for key, value in node.items()}
         if isinstance(node, list):
             return [self._child(node, index, value, place) for index, value in enumerate(node)]
         if isinstance(node, bool) or node is None:
             return node
+        if isinstance(node, int) and node.bit_length() > MAX_INT_BITS:
+            raise self._error(place, "the number is too large.")
         for kind in (int, float, str):
             if isinstance(node, kind):
                 return kind(node)
         return str(node)
+
+    def _error(self, place: Place, message: str) -> UsageError:
+        return UsageError(f"{self.path}:{self.lines.get(place, 1)}: {dotted(place)}: {message}")
 
     def _child(self, node: Any, key: Any, value: Any, place: Place) -> Any:
         inner = (*place, key if isinstance(node, list) else str(key))
@@ -188,7 +202,7 @@ def explain(error: ErrorDetails, model: type[BaseModel] | None = None) -> str:
     if wanted is None:
         return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {_shown(given)}."
     near = difflib.get_close_matches(str(given), _choices(ctx), n=1) if kind == "literal_error" else []
-    guess = f" Did you mean {near[0]!r}?" if near else _hint(field)
+    guess = f" Did you mean {near[0]!r}?" if near and near[0] != given else _hint(field)
     return f"must be {wanted}, got {_shown(given)}.{guess}"
 
 

@@ -6,6 +6,7 @@ import hashlib
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -358,6 +359,30 @@ def test_a_truncated_npz_is_refused(tiny_npz):
     assert "is not a readable .npz file" in refused(tiny_npz)
 
 
+def test_an_npz_with_members_that_are_no_arrays_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", b"hello")
+    assert "is damaged: x in it is no array" in refused(tmp_path / "a.npz")
+
+
+def test_labels_beyond_64_bits_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", test_x=np.zeros((1, 2)), test_y=np.array([2**63], np.uint64))
+    assert "label 9223372036854775808 (sample 0) is out of range" in refused(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("return {'train': ([[1, 2], [1]], None)}", "returned samples or labels that are no array"),
+        ("raise SystemExit(0)", "raised SystemExit: 0"),
+    ],
+)
+def test_a_function_that_goes_wrong_is_one_clear_error(tmp_path, code, message):
+    (tmp_path / "mine.py").write_text(f"def make():\n    {code}\n")
+    with pytest.raises(UsageError, match=message):
+        load_data("mine.py:make", base=tmp_path)
+
+
 def test_npz_without_samples_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.zeros((2, 2)))
     assert "holds images: edgekit reads `x` and `y`" in refused(tmp_path / "a.npz")
@@ -366,8 +391,8 @@ def test_npz_without_samples_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        (np.zeros((0, 4), np.float32), None, "is empty: its samples have shape [0, 4]"),
-        (np.zeros(4, np.float32), None, "is empty: its samples have shape [4]"),
+        (np.zeros((0, 4), np.float32), None, "is empty: its array has shape [0, 4]"),
+        (np.zeros(4, np.float32), None, "holds no samples with values: its array has shape [4]"),
         (np.array([[1.0, np.nan], [1, 2]]), None, "sample 0 holds NaN or infinity"),
         (np.array([[1.0, 2.0], [1, np.inf]]), None, "sample 1 holds NaN or infinity"),
         (np.array([["a", "b"], ["c", "d"]]), None, "samples are of type <U1; integers or floats are needed"),
@@ -376,6 +401,7 @@ def test_npz_without_samples_is_refused(tmp_path):
         (np.zeros((3, 2)), np.zeros((3, 1), int), "3 samples need labels of shape [3], got [3, 1]"),
         (np.zeros((3, 2)), np.array([0.0, 1.0, 1.5]), "labels are of type float64; whole numbers from 0 are needed"),
         (np.zeros((3, 2)), np.array([0, -1, 1]), "label -1 (sample 1) is out of range"),
+        (np.zeros((3, 2)), np.array([0, 1, 2**63], np.uint64), "label 9223372036854775808 (sample 2) is out of range"),
         (np.zeros((3, 2)), np.array([0, 1, 7]), "label 7 (sample 2) is out of range: classes are 0 to 1"),
     ],
 )

@@ -15,6 +15,7 @@ from edgekit.agent.state import WANTED_FEATURES, machine
 from edgekit.assess import did_not_help
 from edgekit.bundle import open_bundle, read_golden
 from edgekit.model import Step
+from edgekit.workspace import Workspace
 
 RECIPE = """
 version: 1
@@ -136,10 +137,82 @@ def test_resume_keeps_what_is_the_same_and_nothing_else(folder):
     other.graph.initializer[2].CopyFrom(numpy_helper.from_array(np.float32([0, 0, 0, 0.1]), "bias"))
     said = Lines()
     run(folder, other, resume=True, progress=said)
-    assert said.lines == []
+    assert said.lines == ["quantize: done again, the earlier run had other settings or is damaged"]
     said = Lines()
     run(folder, other, progress=said)
     assert said.lines == []
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("done.json", b"{"),
+        ("done.json", b"[]"),
+        ("done.json", b"{}"),
+        ("model/graph.onnx", b""),
+        ("model/quant.json", b"{}"),
+        ("model/quant.json", None),
+    ],
+)
+def test_a_damaged_result_of_a_stage_is_made_again(folder, file, content):
+    run(folder, network())
+    path = folder / "out/work/1-quantize" / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    said = Lines()
+    assert run(folder, network(), resume=True, progress=said).exit_code == 0
+    assert said.lines == ["quantize: done again, the earlier run had other settings or is damaged"]
+
+
+def test_a_stage_that_is_killed_while_it_is_kept_does_not_count_as_done(folder, monkeypatch):
+    from edgekit.graph import io
+
+    run(folder, network())
+
+    def killed(proto, path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(io, "save_onnx", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, network(last="Relu"), resume=True)
+    assert not list((folder / "out/work").glob("*/done.json"))
+    assert not (folder / "out/report.json").exists(), "it would tell of bundles that are being replaced"
+
+
+def test_a_second_run_into_the_same_folder_is_refused(folder):
+    run(folder, network())
+    held = Workspace.open(folder / "out", resume=True)
+    try:
+        with pytest.raises(edgekit.UsageError, match="another run is writing there"):
+            run(folder, network())
+    finally:
+        held.close()
+    assert run(folder, network()).exit_code == 0
+
+
+def test_a_work_folder_of_the_users_own_is_never_removed(folder):
+    (folder / "out/work").mkdir(parents=True)
+    (folder / "out/work/thesis.txt").write_text("years")
+    with pytest.raises(edgekit.UsageError, match="its folder 'work' is not of an earlier run"):
+        run(folder, network())
+    assert (folder / "out/work/thesis.txt").read_text() == "years"
+
+
+def test_a_model_that_gives_nan_is_refused(folder):
+    broken = network()
+    broken.graph.initializer[2].CopyFrom(numpy_helper.from_array(np.float32([0, np.nan, 0, 0]), "bias"))
+    with pytest.raises(edgekit.UsageError, match="'net' gives NaN or infinity at 'logits' for sample test/0"):
+        run(folder, broken)
+    assert not (folder / "out").exists()
+
+
+def test_a_model_that_no_runtime_takes_is_refused(folder):
+    other = network()
+    other.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.eye(5, 4, dtype=np.float32), "mix"))
+    with pytest.raises(edgekit.UsageError, match="'net' cannot be run on the data: "):
+        run(folder, other)
+    assert not (folder / "out").exists()
 
 
 def test_bad_data_leaves_no_output_folder(folder):

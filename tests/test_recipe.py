@@ -124,6 +124,16 @@ def test_a_target_of_ones_own(folder, repo_root):
         ("taylor", "tailor", "recipe.yaml:6: stages[0].prune.importance: must be one of 'taylor', "),
         # types and ranges
         ("version: 1", "version: 2", "recipe.yaml:1: version: must be 1, got 2."),
+        ("version: 1", "version: '1'", "recipe.yaml:1: version: must be 1, got '1'."),
+        ("max_drop: 0.5pp", "max_drop: 50", "recipe.yaml:8: stages[2].quantize.max_drop: must be in [0, 1), got 50"),
+        ("task: class", "preprocess: {scale: .nan}, task: class",
+         "recipe.yaml:4: data.preprocess.scale: must be a finite"),
+        ("max: 2 MB", "max: true", "recipe.yaml:16: gate[2].max: "),
+        ("max: 2 MB", "max: -2 MB", "recipe.yaml:16: gate[2]: '-2 MB' cannot be a limit: size is never negative."),
+        ("max: 2 MB", "max: 2 MB, min: 3 MB", "recipe.yaml:16: gate[2]: min '3 MB' is more than max '2 MB'"),
+        ("max_ratio: 1.0", "max_ratio: .nan", "recipe.yaml:15: gate[1].max_ratio: must be "),
+        ("max_ratio: 1.0", "max_ratio: -1.0", "recipe.yaml:15: gate[1].max_ratio: must be more than 0"),
+        ("metric: size, max: 2 MB", "metric: loss, max: nan", "recipe.yaml:16: gate[2]: 'nan' is not a number."),
         (
             "macs: 0.5", "macs: 1.5",
             "recipe.yaml:6: stages[0].prune.macs: must be in (0, 1], got 1.5. "
@@ -157,10 +167,14 @@ def test_a_target_of_ones_own(folder, repo_root):
          "recipe.yaml:15: gate[1].target: Unknown target of this recipe 'raspberry-pi-4'. Did"),
         ("- prune:    {macs: 0.5, importance: taylor, round_to: 8}", "- {prune: {macs: 0.5}, distill: {}}",
          "recipe.yaml:6: stages[0]: a stage is one kind with its settings, got 2: prune, distill."),
+        ("targets:", "  - quantize\ntargets:", "recipe.yaml:9: stages[3]: 'quantize' stands here twice."),
         # not YAML
         ("version: 1", "version: 1\nversion: 1", 'recipe.yaml:2: not valid YAML: found duplicate key "version"'),
         ("stages:", "stages: [", "not valid YAML: "),
-        ("version: 1", "version: !!python/object/apply:os.system [id]", "recipe.yaml:1: version: must be 1"),
+        ("version: 1", "version: !!python/object/apply:os.system [id]",
+         "recipe.yaml:1: version: the tag 'tag:yaml.org"),
+        ("version: 1", "version: !one 1", "recipe.yaml:1: version: the tag '!one' has no meaning here."),
+        ("version: 1", "version: 1\nseed: 0x" + "f" * 5000, "recipe.yaml:2: seed: the number is too large."),
     ],
 )  # fmt: skip
 def test_one_clear_error_with_file_and_line(folder, old, new, message):
@@ -206,6 +220,11 @@ def test_files_that_are_no_recipe(tmp_path, content, message):
     with pytest.raises(UsageError) as caught:
         load_recipe(tmp_path / "recipe.yaml")
     assert message in str(caught.value)
+
+
+def test_a_file_without_an_end_is_no_recipe():
+    with pytest.raises(UsageError, match="/dev/zero: more than 1000000 bytes, too large for a recipe"):
+        load_recipe("/dev/zero")
 
 
 def test_the_schema_has_every_setting_of_every_stage():

@@ -120,6 +120,35 @@ def test_a_file_that_cannot_be_imported_says_why(folder):
         load(folder, "broken.py:build")
 
 
+def test_a_file_that_ends_python_is_an_error_and_no_success(folder):
+    (folder / "ends.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(UsageError, match="raised SystemExit: 0"):
+        load(folder, "ends.py:build")
+
+
+def test_a_module_that_cannot_be_exported_is_refused(folder):
+    (folder / "text.py").write_text(
+        "import torch\nclass Text(torch.nn.Module):\n    def forward(self, x):\n        return 'text'\nbuild = Text\n"
+    )
+    with pytest.raises(UsageError, match="cannot be exported to ONNX"):
+        load(folder, "text.py:build")
+
+
+def test_height_and_width_may_be_dynamic(folder):
+    """They are tried with an extent that pooling can halve, not with 1."""
+    pool = "nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.MaxPool2d(2))"
+    (folder / "any.py").write_text(f"from torch import nn\ndef build():\n    return {pool}\n")
+    inputs = {"image": TensorSpec("image", "float32", ("batch", 3, "height", "width"))}
+    model = load_model("any.py:build", inputs=inputs, base=folder)
+    assert model.inputs[0].shape == ("batch", 3, "height", "width")
+
+
+def test_inputs_beyond_all_memory_are_one_clear_error(folder):
+    huge = {"image": TensorSpec("image", "float32", ("batch", 99999999999999999999))}
+    with pytest.raises(UsageError, match="fails on inputs of the recipe's shapes"):
+        load_model("model.py:build", inputs=huge, base=folder)
+
+
 def test_inputs_that_do_not_fit_are_said_before_anything_starts(folder):
     wrong = {"image": TensorSpec("image", "float32", ("batch", 1, 8, 8))}
     with pytest.raises(UsageError, match=r"image float32\[2, 1, 8, 8\]"):
@@ -171,8 +200,9 @@ def test_pickled_code_in_weights_is_refused_and_never_runs(tmp_path, legacy):
         tmp_path / "w.pt",
         _use_new_zipfile_serialization=not legacy,
     )
-    with pytest.raises(UsageError, match="would run code when read, so they are refused"):
+    with pytest.raises(UsageError, match="would run code when read, so they are refused") as caught:
         read_state(tmp_path / "w.pt")
+    assert "weights_only" not in str(caught.value), "torch's message tells how to run the code"
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil(tmp_path / "pwned")))
     with pytest.raises(UsageError, match=r"refused|cannot be read"):
         read_state(tmp_path / "plain.pt")
@@ -245,6 +275,13 @@ def test_code_in_a_torch_export_archive_is_refused_and_never_runs(program, tmp_p
     with pytest.raises(UsageError, match="holds code that would run"):
         load_program(file)
     assert not marker.exists()
+
+
+def test_a_compressed_archive_is_refused_unread(program, tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pt2", "w", zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr("bomb/data/weights", bytes(10_000_000))
+    with pytest.raises(UsageError, match="is compressed"):
+        load_model("bomb.pt2", base=tmp_path)
 
 
 def test_a_damaged_archive_is_one_clear_error(program, tmp_path):

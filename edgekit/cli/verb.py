@@ -21,6 +21,11 @@ from edgekit.errors import EdgekitError, ExitCode
 
 P = ParamSpec("P")
 
+_UNUSABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
+"""System errors that mean a path which cannot be used as it is."""
+
 Json = Annotated[bool, typer.Option("--json", help="Write the result, or the error, to stdout as JSON.")]
 
 
@@ -34,7 +39,7 @@ def verb(function: Callable[P, int | None]) -> Callable[P, None]:
             code = function(*args, **kwargs)
         except typer.Exit:
             raise
-        except (Exception, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt, SystemExit) as error:  # a model's code may call sys.exit()
             _fail(error, as_json=bool(kwargs.get("as_json")))
         raise typer.Exit(int(code or 0))
 
@@ -93,6 +98,8 @@ def classify(error: BaseException) -> tuple[ExitCode, str]:
     """
     if isinstance(error, KeyboardInterrupt):
         return ExitCode.INTERRUPTED, "interrupted. `edgekit run ... --resume` goes on from the last finished stage."
+    if isinstance(error, SystemExit):
+        return ExitCode.USAGE, "the model's or the data's own code called sys.exit(). Let it return, or raise."
     if isinstance(error, EdgekitError):
         return error.exit_code, str(error)
     if isinstance(error, MemoryError):
@@ -100,7 +107,7 @@ def classify(error: BaseException) -> tuple[ExitCode, str]:
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return ExitCode.DEVICE, f"the disk is full: {_path(error)}. Free some space, then use `--resume`."
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+        if error.errno in _UNUSABLE:
             return (
                 ExitCode.USAGE,
                 f"cannot use {_path(error)}: {error.strerror}. Check its permissions, or choose another.",

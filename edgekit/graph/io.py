@@ -74,6 +74,10 @@ def _parse(path: Path) -> onnx.ModelProto:
             f"{path}: truncated, or not an ONNX file ({len(content)} bytes that do not parse as a model). "
             "Export or copy the model again."
         ) from error
+    known = onnx.defs.onnx_opset_version()
+    newest = max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if newest > known:
+        raise UsageError(f"{path}: uses ONNX opset {newest}, this is read up to {known}. Export it with an older one.")
     if not proto.HasField("graph") or not proto.ir_version:
         raise UsageError(f"{path}: holds no ONNX graph ({len(content)} bytes). Export or copy the model again.")
     return proto
@@ -118,10 +122,14 @@ def _place(path: Path, tensor: onnx.TensorProto) -> tuple[Path, int, int]:
     if not location or location.startswith(("/", "\\")) or ":" in parts[0] or ".." in parts:
         raise UsageError(f"{refusal} leads out of the model's folder. Keep the data file beside the model.")
     folder = path.parent.resolve()
-    file = (folder / location).resolve()
+    try:
+        file = (folder / location).resolve()
+        there = file.is_file()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{refusal} cannot be the name of a file ({error}). Export the model again.") from error
     if not file.is_relative_to(folder):
         raise UsageError(f"{refusal} leads out of the model's folder over a link. Keep the data file beside the model.")
-    if not file.is_file():
+    if not there:
         raise UsageError(f"{refusal} is not a file. Copy the data file beside the model.")
     size = file.stat().st_size
     try:

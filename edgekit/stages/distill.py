@@ -25,7 +25,7 @@ class Distill(BaseModel):
     goes on from its last finished epoch after a kill.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     kind: ClassVar[str] = "distill"
     trains: ClassVar[bool] = True
 

@@ -30,7 +30,7 @@ class Prune(BaseModel):
     model has no BatchNorm. Accuracy comes back in `distill`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     kind: ClassVar[str] = "prune"
     trains: ClassVar[bool] = True
 

@@ -50,7 +50,7 @@ class Quantize(BaseModel):
     output nearest to float on samples that did not calibrate (Nagel et al. 2021, arXiv:2106.08295, section 3).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: ClassVar[str] = "quantize"
     trains: ClassVar[bool] = False
@@ -59,7 +59,7 @@ class Quantize(BaseModel):
     calibration: Literal["auto", "minmax", "percentile"] = "auto"
     samples: int = Field(default=512, ge=1)
     """Calibration samples, the ones that compare calibrators included."""
-    max_drop: Annotated[float, BeforeValidator(_points), Field(ge=0)] = 0.005
+    max_drop: Annotated[float, BeforeValidator(_points), Field(ge=0, lt=1)] = 0.005
     """Largest loss of the task's metric against float, as a fraction of one ("0.5pp"); decides what ships."""
     keep_float: tuple[str, ...] = ()
     """Names of operators of the folded graph that stay float; `*`, `?` and `[...]` as in file names."""

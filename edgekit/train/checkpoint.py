@@ -59,7 +59,7 @@ class Checkpoint:
             raise UsageError(
                 f"The checkpoint {self.path} cannot be read ({error}). Remove it to start anew."
             ) from error
-        return content if content.get("key") == self.key else None
+        return content if isinstance(content, dict) and content.get("key") == self.key else None
 
 
 def save_torch(model: TorchModel, folder: Path) -> None:

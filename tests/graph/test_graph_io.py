@@ -57,6 +57,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         (b"", r"the file is empty \(0 bytes\)"),
         (b"\x00" * 100, "truncated, or not an ONNX file"),
         (b"PK\x03\x04 a zip, not a model", "not an ONNX file|no ONNX graph|not a valid"),
+        (make([], {"x": [1]}, {"x": [1]}, opset=999).SerializeToString(), "uses ONNX opset 999, this is read up to"),
         (small().SerializeToString()[:-20], "truncated, or not an ONNX file"),
     ],
 )
@@ -177,3 +178,10 @@ def test_damaged_bytes_never_surprise(tmp_path):
         except UsageError:
             outcomes["refused"] += 1
     assert min(outcomes.values()) > 20
+
+
+@pytest.mark.parametrize("location", ["a\0b", "a" * 5000])
+def test_external_data_that_no_file_can_be_named_is_refused(tmp_path, location):
+    (tmp_path / "m.onnx").write_bytes(external(location).SerializeToString())
+    with pytest.raises(UsageError, match="cannot be the name of a file"):
+        load_onnx(tmp_path / "m.onnx")
