@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 Dim = int | str
 """A fixed extent, or the name of a dynamic axis."""
 
+EXTENT = 64
+"""What a dynamic axis other than the batch is taken as where a number is needed (trying, export, counting)."""
+
 Role = Literal["reference", "float", "quantized"]
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -32,8 +35,8 @@ class TensorSpec:
     shape: tuple[Dim, ...]
 
     def sized(self, batch: int) -> tuple[int, ...]:
-        """The shape with a dynamic first axis set to `batch` and every other dynamic axis to 1."""
-        return tuple(d if isinstance(d, int) else batch if i == 0 else 1 for i, d in enumerate(self.shape))
+        """The shape with a dynamic first axis set to `batch` and every other dynamic axis to `EXTENT`."""
+        return tuple(d if isinstance(d, int) else batch if i == 0 else EXTENT for i, d in enumerate(self.shape))
 
     @property
     def batched(self) -> bool:

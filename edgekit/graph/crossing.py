@@ -16,7 +16,7 @@ import torch
 from edgekit.errors import BuildError
 from edgekit.extras import require
 from edgekit.graph.normalise import MIN_OPSET, normalise
-from edgekit.graph.tools import EXTENT, tensor_specs
+from edgekit.graph.tools import tensor_specs
 from edgekit.graph.torch_view import torch_view
 from edgekit.model import OnnxModel, TensorSpec, TorchModel
 
@@ -73,7 +73,7 @@ def example_inputs(inputs: Sequence[TensorSpec], batch: int = 2, seed: int = 0) 
     generator = np.random.default_rng(seed)
     tensors = []
     for spec in inputs:
-        shape = [d if isinstance(d, int) else batch if i == 0 else EXTENT for i, d in enumerate(spec.shape)]
+        shape = spec.sized(batch)
         drawn = generator.normal(size=shape) if np.dtype(spec.dtype).kind == "f" else generator.integers(0, 2, shape)
         tensors.append(torch.from_numpy(drawn.astype(spec.dtype)))
     return tuple(tensors)
@@ -100,13 +100,22 @@ def _export(module: nn.Module, inputs: Sequence[TensorSpec], name: str, outputs:
     try:
         with _quiet():
             program = torch.onnx.export(module, examples, **settings)
-    except (torch.onnx.OnnxExporterError, torch.onnx.errors.OnnxExporterError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:400]
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # its passes raise whatever they like
+        reason = " ".join(str(_first_cause(error)).split())[:400]
         raise BuildError(f"The model {name!r} cannot be exported to ONNX: {reason}") from error
     assert program is not None
     proto = program.model_proto
     proto.graph.name = name
     return normalise(proto)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What was raised first: the exporter wraps an error several times, and the outer messages say little."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 @contextlib.contextmanager

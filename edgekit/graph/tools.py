@@ -11,12 +11,9 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from edgekit.model import Dim, TensorSpec
+from edgekit.model import EXTENT, Dim, TensorSpec
 
 Array = npt.NDArray[Any]
-
-EXTENT = 64
-"""What a dynamic axis other than the batch is taken as where a number is needed (export, counting)."""
 
 
 def opset_of(proto: onnx.ModelProto) -> int:

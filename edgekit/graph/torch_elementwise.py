@@ -133,6 +133,7 @@ OPERATORS: dict[str, Entry] = {
     "HardSwish": _module(nn.Hardswish),
     "Identity": _module(nn.Identity),
     "Log": _function(torch.log),
+    "Mish": _module(nn.Mish),
     "Neg": _function(torch.neg),
     "Not": _function(torch.logical_not),
     "Reciprocal": _function(torch.reciprocal),

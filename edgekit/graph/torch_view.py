@@ -142,6 +142,8 @@ class _Builder:
         base = re.sub(r"\W", "_", name, flags=re.ASCII) or "value"
         if base[0].isdigit():
             base = f"_{base}"
+        if re.fullmatch(r"val_\d+", base):
+            base = f"{base}_"  # torch's exporter gives such names to values of its own, and fails where one is taken
         if keyword.iskeyword(base) or hasattr(fx.GraphModule, base) or hasattr(nn.Module(), base):
             base = f"{base}_"
         return unique_name(base, self.taken)

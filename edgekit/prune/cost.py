@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -17,8 +18,10 @@ def count_macs(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """Multiply-accumulates for one sample: convolutions, linear layers and matrix products."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    # The counter looks for the gradient function of what a module returns; a view of a parameter has none here.
+    frozen = copy.deepcopy(module).requires_grad_(False).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module.eval()(*inputs)
+        frozen(*inputs)
     return int(counter.get_total_flops()) // 2 // len(inputs[0])
 
 
@@ -30,7 +33,8 @@ class MacModel:
 
     def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._positions = _positions(module, inputs)
-        self._shapes = {name: list(dict(module.named_parameters())[name].shape) for name in self._positions}
+        parameters = dict(module.named_parameters(remove_duplicate=False))  # a shared weight has a name a user
+        self._shapes = {name: list(parameters[name].shape) for name in self._positions}
         self.total = count_macs(module, inputs)
         self._fixed = self.total - sum(self._layer(name, {}) for name in self._positions)
 

@@ -167,4 +167,10 @@ def _edges(group: Group, layers: dict[str, nn.Module], seen: dict[str, list[Tens
 
 
 def _logits(output: Tensor | Sequence[Tensor]) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]
+    logits = output if isinstance(output, Tensor) else output[0]
+    if logits.ndim != 2:
+        raise UsageError(
+            f"importance 'taylor' needs class logits [N, classes] as the model's first output, got "
+            f"{list(logits.shape)}. Set prune.importance to 'activation'."
+        )
+    return logits

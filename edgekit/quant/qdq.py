@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.quant.plan import ACTIVATIONS, WEIGHTED
-from edgekit.quant.rewrite import for_onnxruntime
+from edgekit.quant.rewrite import for_onnxruntime, pad_before_pooling
 from edgekit.quant.spec import Grid, PerChannel, QuantSpec, Variant
 from edgekit.quant.view import GraphView, attribute, clip_bounds, within
 from edgekit.quant.weights import quantize_bias, quantize_weight, scale_array
@@ -44,6 +44,8 @@ def emit(proto: onnx.ModelProto, spec: QuantSpec, variant: Variant, backend: str
     if strange:
         raise ValueError(f"the QuantSpec belongs to another graph: it has no node {strange[0]!r}")
     direct: frozenset[str] = frozenset()
+    if variant != "symmetric":
+        spec = pad_before_pooling(copy, spec, backend)
     if backend == "onnxruntime" and variant != "symmetric":
         spec, direct = for_onnxruntime(copy, spec)
     _Emitter(copy, spec, variant, backend, direct).run()

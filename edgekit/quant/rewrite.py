@@ -27,6 +27,47 @@ def for_onnxruntime(proto: onnx.ModelProto, spec: QuantSpec) -> tuple[QuantSpec,
     return done, frozenset(direct)
 
 
+def pad_before_pooling(proto: onnx.ModelProto, spec: QuantSpec, backend: str) -> QuantSpec:
+    """Change `proto` so that no quantized AveragePool counts its own padding where the backend does that wrongly.
+
+    On integers OpenVINO pads with 0 whatever the zero point is, and ONNX Runtime divides the windows that reach over
+    the end (`ceil_mode`) by too much. A Pad of its own in front gives the same numbers. Returns the spec that fits.
+    """
+    nodes, tensors = dict.fromkeys(spec.nodes), dict(spec.tensors)
+    for node in list(proto.graph.node):
+        counts = node.op_type == "AveragePool" and attribute(node, "count_include_pad", 0)
+        wrong = backend == "openvino" or (backend == "onnxruntime" and attribute(node, "ceil_mode", 0))
+        if not counts or not wrong or node.name not in nodes or spec.is_float(node.name, backend):
+            continue
+        pads = list(attribute(node, "pads", []))
+        if attribute(node, "auto_pad", b"NOTSET") != b"NOTSET":
+            continue
+        for name in ("count_include_pad", "pads"):
+            for item in [item for item in node.attribute if item.name == name]:
+                node.attribute.remove(item)
+        if any(pads):
+            padded = _pad(proto.graph, node, pads)
+            nodes[padded.name] = None
+            tensors[padded.output[0]] = tensors[padded.input[0]]
+    return spec.model_copy(update={"nodes": tuple(nodes), "tensors": tensors})
+
+
+def _pad(graph: onnx.GraphProto, node: onnx.NodeProto, pads: list[int]) -> onnx.NodeProto:
+    """Put a Pad with zeros over the last axes in front of `node`."""
+    import numpy as np
+    import onnx
+
+    name = f"{node.name}/pad"
+    half = len(pads) // 2
+    amounts = np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64)
+    graph.initializer.append(onnx.numpy_helper.from_array(amounts, f"{name}/amounts"))
+    made = onnx.helper.make_node("Pad", [node.input[0], f"{name}/amounts"], [f"{name}/padded"], name=name)
+    node.input[0] = made.output[0]
+    index = next(i for i, one in enumerate(graph.node) if one.name == node.name)
+    graph.node.insert(index, made)
+    return made
+
+
 class _Rewriter:
     """Changes one private copy of a graph; `nodes` and `tensors` are those of the new spec."""
 

@@ -7,6 +7,7 @@ import pytest
 from graph_models import PADDLE, difference, paddle, paddle_input, resnet20, types, weights
 
 torch = pytest.importorskip("torch")
+from onnx import helper, numpy_helper  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
@@ -149,3 +150,20 @@ def test_files_in_the_wild_cross_and_come_back(shared_data, name):
     assert difference(run_onnx(back.proto, [x]), run_onnx(proto, [x])) < 2e-6
     taller = np.concatenate([x, x], axis=2) if "det" in name else np.concatenate([x, x])
     assert difference(run_onnx(back.proto, [taller]), run_onnx(proto, [taller])) < 2e-6
+
+
+def test_names_that_the_exporter_gives_itself_may_be_taken():
+    """Its own values are `val_0`, `val_1`, ...; an exported graph that comes back as a view has weights so named."""
+    nodes = [
+        helper.make_node("Add", ["x", "val_0"], ["a"], "add"),
+        helper.make_node("Mul", ["a", "val_1"], ["b"], "mul"),
+        helper.make_node("LayerNormalization", ["b", "val_2"], ["y"], "norm"),
+    ]
+    value = [helper.make_tensor_value_info(name, 1, ["batch", 5, 8]) for name in ("x", "y")]
+    constants = [numpy_helper.from_array(weights(8, seed=i), f"val_{i}") for i in range(3)]
+    graph = helper.make_graph(nodes, "g", value[:1], value[1:], constants)
+    proto = normalise(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8))
+    inputs, outputs = tensor_specs(proto)
+    back = to_onnx(to_torch(OnnxModel(name="named", proto=proto, inputs=inputs, outputs=outputs)))
+    x = weights(2, 5, 8, seed=9)
+    assert difference(run_onnx(proto, [x]), run_onnx(back.proto, [x])) < 1e-6

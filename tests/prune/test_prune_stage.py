@@ -16,9 +16,11 @@ from prune_models import Mixed, settled, stripes  # noqa: E402
 
 from edgekit.context import Silent  # noqa: E402
 from edgekit.errors import UsageError  # noqa: E402
-from edgekit.graph.crossing import export_module, to_torch  # noqa: E402
+from edgekit.graph.cost import cost  # noqa: E402
+from edgekit.graph.crossing import export_module, to_onnx, to_torch  # noqa: E402
 from edgekit.model import TensorSpec, TorchModel  # noqa: E402
 from edgekit.prune.correct import channel_moments, correct_biases, reestimate_batchnorm  # noqa: E402
+from edgekit.prune.cost import count_macs  # noqa: E402
 from edgekit.stages.prune import Prune  # noqa: E402
 from edgekit.train.checkpoint import load_torch, save_torch  # noqa: E402
 
@@ -102,6 +104,54 @@ def test_what_cannot_be_pruned_is_refused(dense, tmp_path):
     for wrong in ({"macs": 1.5}, {"macs": 0}, {"macs": 0.5, "round_to": 0}, {"macs": 0.5, "importance": "luck"}):
         with pytest.raises(ValidationError):
             Prune(**wrong)
+
+
+class Repeats(torch.nn.Module):
+    """One convolution twice; dense scores where asked."""
+
+    def __init__(self, dense=False):
+        super().__init__()
+        self.first, self.same = torch.nn.Conv2d(1, 8, 3), torch.nn.Conv2d(8, 8, 3, padding=1)
+        self.wide, self.last, self.dense = torch.nn.Conv2d(8, 16, 1), torch.nn.Conv2d(16, 4, 1), dense
+
+    def forward(self, x):
+        x = torch.relu(self.same(torch.relu(self.same(torch.relu(self.first(x))))))
+        x = self.last(torch.relu(self.wide(x)))
+        return x if self.dense else x.mean((2, 3))
+
+
+def test_a_view_whose_operators_share_a_weight(tmp_path):
+    model = to_torch(export_module(Repeats().eval(), INPUTS, "repeats"))
+    before = cost(model.reference.proto)
+    made = Prune(macs=0.9, round_to=4, samples=64).apply(model, context(tmp_path))
+    assert 0 < made.history[-1].macs <= 0.9 * before.macs
+    assert made.history[-1].macs == cost(to_onnx(made).proto).macs
+
+
+class Expanded(torch.nn.Module):
+    def forward(self, x, count):
+        return x.expand(count, -1)
+
+
+class Token(torch.nn.Module):
+    """A module hands out a view of a parameter, as in the torch view of a transformer's class token."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.expand, self.head = torch.nn.Parameter(torch.ones(1, 8)), Expanded(), torch.nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(x + self.expand(self.token, len(x)))
+
+
+def test_macs_of_a_module_that_hands_out_a_view_of_a_parameter():
+    assert count_macs(Token(), (torch.zeros(2, 8),)) == 24
+
+
+def test_taylor_on_something_else_than_class_scores_is_refused(tmp_path):
+    reference = export_module(Repeats(dense=True).eval(), INPUTS, "dense")
+    with pytest.raises(UsageError, match=r"class logits .* got \[64, 4, 10, 10\]. Set prune.importance to 'activ"):
+        Prune(macs=0.9, round_to=4, samples=64).apply(to_torch(reference), context(tmp_path))
 
 
 def test_reestimated_statistics_are_the_plain_mean_and_variance():

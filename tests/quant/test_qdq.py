@@ -8,6 +8,7 @@ from edgekit.graph.normalise import normalise
 from edgekit.quant.choose import choose
 from edgekit.quant.plan import plan
 from edgekit.quant.qdq import emit
+from edgekit.quant.session import open_session
 from edgekit.quant.spec import PerChannel
 from edgekit.quant.weights import quantize_weight
 
@@ -266,3 +267,22 @@ def test_folded_batch_norm_quantizes():
     assert len(plan(net).nodes) == 2
     x = samples()
     assert snr(run(net, x), run(emit(net, quantized(net), "affine", "onnxruntime"), x)) > 30
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("ceil", [0, 1])
+@pytest.mark.parametrize("pad", [0, 1])
+def test_pooling_that_counts_its_padding_is_what_the_graph_says(backend, ceil, pad):
+    """The runtime's integers against its file computed in float: OpenVINO pads integers with 0, not with their zero
+    point, and ONNX Runtime divides windows that reach over the end by too much."""
+    b = Builder(3)
+    b.conv("x", "first", 8, 3)
+    attributes = {"kernel_shape": [4, 4], "strides": [2, 2], "pads": [pad] * 4, "ceil_mode": ceil}
+    b.add("AveragePool", ["first"], "pool", count_include_pad=1, **attributes)
+    b.conv("pool", "y", 4, 8, kernel=1)
+    x = samples(shape=(3, 15, 15))
+    net = b.model({"x": ["batch", 3, 15, 15]}, {"y": ["batch", 4, "h", "w"]})
+    spec = quantized(net, x)
+    plain = run(emit(net, spec, "affine", "none"), x, optimize=False)
+    session = open_session(emit(net, spec, "affine", backend), runtime=backend)
+    assert snr(plain, session([x])[0]) > 30
