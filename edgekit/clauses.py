@@ -24,6 +24,12 @@ UNITS: dict[str, str] = {
 }
 """Metric in a clause -> unit. Shares are fractions of one and shown in percent."""
 
+RATIOS = ("latency.p50", "latency.p90", "size", "bundle_size")
+"""Metrics that are compared with another bundle as a ratio."""
+
+DIFFERENCES = ("accuracy", "precision", "recall", "f1", "loss")
+"""Metrics that are compared with another bundle sample by sample, as a difference."""
+
 
 class Clause(BaseModel):
     """What must hold for the bundle that ships for each (target, backend) it covers.
@@ -63,12 +69,26 @@ def check(clause: Clause) -> None:
             f"the gate clause on {clause.metric!r} {'with' if clause.vs else 'without'} 'vs' needs "
             f"{' or '.join(names)}, got {', '.join(given) or 'no limit'}."
         )
+    if clause.vs:
+        _check_comparable(clause)
     limits = {name: read_limit(clause, name) for name in given}
     for name, limit in limits.items():
         if limit < 0 and UNITS[clause.metric] != "dB" and name in ("min", "max"):
             raise UsageError(f"{getattr(clause, name)!r} cannot be a limit: {clause.metric} is never negative.")
     if limits.get("min", 0) > limits.get("max", math.inf):
         raise UsageError(f"min {clause.min!r} is more than max {clause.max!r}: nothing could pass.")
+
+
+def _check_comparable(clause: Clause) -> None:
+    if clause.metric not in (*RATIOS, *DIFFERENCES):
+        raise UsageError(
+            f"{clause.metric!r} is not compared between bundles, so it cannot have 'vs'. Give min or max, or compare "
+            f"{', '.join(RATIOS)}, {', '.join(DIFFERENCES)}."
+        )
+    if clause.max_ratio is not None and clause.metric not in RATIOS:
+        raise UsageError(
+            f"{clause.metric!r} has no max_ratio: bundles are compared by its difference. Give max_regression."
+        )
 
 
 def read_limit(clause: Clause, name: str) -> float:
