@@ -26,7 +26,6 @@ $(VENV)/ready: pyproject.toml
 
 demo: $(VENV)/ready
 	$(BIN)/edgekit run examples/fashion_mnist/recipe.yaml --out $(OUT)
-	@echo "The report: $(OUT)/report.html"
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -m ''

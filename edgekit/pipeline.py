@@ -19,7 +19,7 @@ from edgekit.extras import DISTRIBUTION
 from edgekit.gate import exit_code, judge
 from edgekit.measuring import Measuring, unlike
 from edgekit.model import Model, OnnxModel, Step, trail
-from edgekit.recipe import Recipe, load_recipe
+from edgekit.recipe import PlannedTarget, Recipe, load_recipe
 from edgekit.report.predictions import Predictions, read_predictions
 from edgekit.report.report import Report, Result
 from edgekit.reporting import describe, write
@@ -28,6 +28,7 @@ from edgekit.workspace import Context, Workspace, digest, load_stage, save_stage
 
 if TYPE_CHECKING:
     from edgekit.stages import Stage
+    from edgekit.target import Target
 
 DEFAULT_OUT = Path("edgekit-out")
 DEFAULT_MAX_DROP = 0.01
@@ -91,7 +92,7 @@ class Run:
     def start(cls, recipe: Recipe, out: str | Path | None, *, resume: bool, progress: Progress) -> Run:
         """Open the output folder, load model and data, and hold them against each other."""
         started = time.monotonic()
-        folder = Path(out) if out else DEFAULT_OUT / recipe.name
+        folder = output_folder(recipe.name, out)
         Workspace.check(folder)
         warnings = [line for line in map(unlike, recipe.targets) if line]
         with progress.task("load data and model"):
@@ -100,7 +101,7 @@ class Run:
             oracle = Oracle.of(source, data)
             reference = source.reference.proto.SerializeToString(deterministic=True)
             key = digest(metadata.version(DISTRIBUTION), reference, data.sha256, str(recipe.seed))
-            _ = oracle.outputs
+            _ = oracle.outputs  # computed here, so that its time is not counted as the first stage's
         space = Workspace.open(folder, resume=resume)
         return cls(recipe, space, data, source, oracle, progress, resume, key, started, [*warnings, *data.notes])
 
@@ -144,7 +145,7 @@ class Run:
         save_stage(folder, self.key, checked)
         return checked
 
-    def _measured(self, model: Model, target: Any) -> dict[str, Any]:
+    def _measured(self, model: Model, target: Target) -> dict[str, Any]:
         """What `RunContext.measure` answers: the float model, built for the target and timed on its device."""
         float_part = next(part for part in parts(model) if part.role == "float")
         planned = next(p for p in self.recipe.targets if p.target is target)
@@ -152,7 +153,7 @@ class Run:
         result = self._measuring().timed(planned, outcome)
         return {"latency_s": result.latency_s.p50.value if result.latency_s and result.latency_s.p50 else None}
 
-    def build(self, final: Model) -> list[tuple[Any, Outcome]]:
+    def build(self, final: Model) -> list[tuple[PlannedTarget, Outcome]]:
         """Every bundle of every target, or the reason why there is none."""
         builder, todo = self._builder(final.history), list(orders(self.recipe.targets, parts(final)))
         outcomes = []
@@ -179,7 +180,7 @@ class Run:
         percentile = max(settings.percentile, *map(float, judged), 50.0)
         return Measuring(self.space, self.oracle, self.progress, settings.rounds, percentile, self.codes)
 
-    def measure(self, outcomes: Sequence[tuple[Any, Outcome]]) -> tuple[Result, ...]:
+    def measure(self, outcomes: Sequence[tuple[PlannedTarget, Outcome]]) -> tuple[Result, ...]:
         """Answers of every bundle that runs here, times of those whose target has a device, and what ships."""
         drops = [stage.max_drop for stage in self.recipe.stages if hasattr(stage, "max_drop")]
         allowed = next((float(drop) for drop in reversed(drops) if drop is not None), DEFAULT_MAX_DROP)
@@ -206,6 +207,11 @@ class Run:
         with writing_to(self.space.root):
             write(report, self.space.root)
         return report
+
+
+def output_folder(name: str, out: str | Path | None) -> Path:
+    """`out`, or by default `edgekit-out/<name of the model>`."""
+    return Path(out) if out else DEFAULT_OUT / name
 
 
 def _data(recipe: Recipe) -> DataSet:

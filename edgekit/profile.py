@@ -56,7 +56,7 @@ class Profiler:
     @property
     def inputs(self) -> Path:
         """The evaluation split as stored, for the agent: it does the preprocessing."""
-        path = self.space.work / "inputs.npy"
+        path = self.space.work / f"inputs-{self.oracle.data.sha256[:16]}.npy"  # resuming may bring other data
         if not path.exists():
             with writing_to(self.space.root):
                 temporary = path.with_suffix(".part")

@@ -143,6 +143,17 @@ def test_resume_keeps_what_is_the_same_and_nothing_else(folder):
     assert said.lines == []
 
 
+def test_resuming_with_other_data_measures_on_the_other_data(folder):
+    run(folder, network())
+    with np.load(folder / "data.npz") as data:
+        arrays = dict(data)
+    arrays["test_x"], arrays["test_y"] = arrays["test_x"][:0:-1], arrays["test_y"][:0:-1]
+    np.savez(folder / "data.npz", **arrays)
+    report = run(folder, network(), resume=True)
+    assert report.shipped("x86-64", "onnxruntime").accuracy.n == 59
+    assert report.shipped("x86-64", "onnxruntime").accuracy.value == 1.0
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ def run(
 ) -> int:
     """Compress the recipe's model, build it for every target, measure, report and judge."""
     from edgekit.cli.progress import progress_on_stderr
+    from edgekit.pipeline import output_folder
     from edgekit.pipeline import run as run_recipe
 
     with stdout_for_results(), progress_on_stderr(quiet=quiet) as progress:
@@ -32,8 +34,6 @@ def run(
     if as_json:
         say(report.model_dump_json(indent=2))
     else:
-        import sys
-
         from edgekit.report.terminal import render, text
 
         if sys.stdout.isatty():
@@ -42,4 +42,6 @@ def run(
             Console(highlight=False).print(render(report))
         else:
             say(text(report))
+    if report.recipe and not quiet:
+        print(f"The report: {output_folder(report.recipe.name, out) / 'report.html'}", file=sys.stderr)
     return int(report.exit_code)
