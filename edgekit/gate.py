@@ -16,7 +16,7 @@ from edgekit.clauses import UNITS, Clause, check, read_limit
 from edgekit.errors import ExitCode, UsageError, worst
 from edgekit.metrics import CONFIDENCE, paired_difference, wilson_share
 from edgekit.report.predictions import Predictions
-from edgekit.report.quantities import show, show_interval
+from edgekit.report.quantities import show, show_interval, show_worse
 from edgekit.report.report import Interval, Judgement, Metrics, Observed, Report, Result, Verdict
 
 T = TypeVar("T")
@@ -145,8 +145,8 @@ def _judge_one(
     except UsageError as error:
         return _outcome(clause, name, target, backend, "missing", str(error), limit=limit)
     verdict = limit.verdict(seen)
-    reason = f"{shipped.role} {shipped.precision}: {show_interval(seen, seen.unit)}{_elsewhere(clause, shipped)}"
-    reason += f"; {limit.text}"
+    said = show_worse(seen, seen.unit) if clause.vs and seen.unit != "ratio" else show_interval(seen, seen.unit)
+    reason = f"{shipped.role} {shipped.precision}: {said}{_elsewhere(clause, shipped)}; {limit.text}"
     if verdict == "inconclusive":
         reason += "; the interval reaches across the limit: measure more"
     return _outcome(clause, name, target, backend, verdict, reason, seen, limit)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgekit.metrics import paired_accuracy
 from edgekit.report.predictions import Predictions
-from edgekit.report.quantities import show, show_interval
+from edgekit.report.quantities import show, show_interval, turned
 from edgekit.report.report import Bounds, Result
 
 Loader = Callable[[str], Predictions]
@@ -108,16 +108,11 @@ def _drop(quantized: Result, base: Result, max_drop: float, load: Loader | None)
     drop = theirs.value - mine.value
     paired = _paired_drop(quantized, base, load)
     change = "gains" if drop < 0 else "loses"
-    seen = show_interval(_turned(paired) if drop < 0 else paired, "points") if paired else show(abs(drop), "points")
+    seen = show_interval(turned(paired) if drop < 0 else paired, "points") if paired else show(abs(drop), "points")
     allowed = f"max_drop is {show(max_drop, 'points')}"
     if drop <= max_drop + 1e-12:
         return _Finding(True, f"{change} {seen} of accuracy against {base.role} ({allowed})")
     return _Finding(False, f"{change} {seen} of accuracy against {base.role} ({allowed})")
-
-
-def _turned(loss: Bounds) -> Bounds:
-    """A loss as a gain."""
-    return Bounds(value=-loss.value, low=-loss.high, high=-loss.low)
 
 
 def _paired_drop(quantized: Result, base: Result, load: Loader | None) -> Bounds | None:

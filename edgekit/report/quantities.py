@@ -34,6 +34,22 @@ def show_interval(seen: Bounds, unit: str) -> str:
     return f"{seen.value * scale:.{digits}f}{suffix} [{low}, {high}]{count}"
 
 
+def turned(seen: Bounds) -> Bounds:
+    """The same with the other sign: a loss as a gain."""
+    return seen.model_copy(update={"value": -seen.value, "low": -seen.high, "high": -seen.low})
+
+
+def show_worse(seen: Bounds, unit: str) -> str:
+    """By how much something got worse, or better where that is negative.
+
+    >>> show_worse(Bounds(value=-0.0003, low=-0.0011, high=0.0005), "points")
+    'better by 0.03 pp [-0.05, 0.11]'
+    """
+    if seen.value < 0:
+        return f"better by {show_interval(turned(seen), unit)}"
+    return f"worse by {show_interval(seen, unit)}"
+
+
 def show_count(value: float | None) -> str:
     """A large count, such as 31.2 M.
 
