@@ -50,7 +50,7 @@ class BackendFacts(_Value):
 
 
 class Budget(_Value):
-    """What a model should keep to on this target, unless a recipe says otherwise."""
+    """What a model should keep to on this target: a guide; what must hold is said by the gate of a recipe."""
 
     size_mb: float | None = None
     latency_ms: float | None = None
