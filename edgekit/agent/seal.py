@@ -28,5 +28,5 @@ def broken(path: str) -> str:
             left -= len(block)
         seal = file.read()
     if seal != PREFIX + digest.hexdigest().encode():
-        return "its bytes do not match its digest: it is damaged or was changed"
+        return "its bytes do not match its digest: it is damaged, was changed, or is no bundle"
     return ""
