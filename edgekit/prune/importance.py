@@ -168,7 +168,7 @@ def _edges(group: Group, layers: dict[str, nn.Module], seen: dict[str, list[Tens
 
 def _logits(output: Tensor | Sequence[Tensor]) -> Tensor:
     logits = output if isinstance(output, Tensor) else output[0]
-    if logits.ndim != 2:
+    if logits.ndim != 2 or logits.shape[1] < 2:
         raise UsageError(
             f"importance 'taylor' needs class logits [N, classes] as the model's first output, got "
             f"{list(logits.shape)}. Set prune.importance to 'activation'."

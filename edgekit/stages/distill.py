@@ -119,7 +119,7 @@ class Distill(BaseModel):
             f"epoch {result.best_epoch} of {settings.epochs} on {count:,} samples, {settings.precision}"
         ]
         if not labelled:
-            lines.append("the data has no labels: learned from the teacher alone")
+            lines.append("the data has no labels: learned from the teacher alone, whose outputs count as class logits")
         if not result.best_epoch:
             lines.append("did not help: no epoch was better than the start, so the weights stay as they were")
         if result.resumed_at:

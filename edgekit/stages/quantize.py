@@ -72,24 +72,26 @@ class Quantize(BaseModel):
         """
         from edgekit.graph.crossing import to_onnx
         from edgekit.graph.fold import fold
+        from edgekit.graph.norms import norms_to_convolutions
         from edgekit.quant.plan import plan
 
         start = time.monotonic()
         source = to_onnx(model) if isinstance(model, TorchModel) else model
         if source.quant is not None:
             raise UsageError("The model is quantized already. Put `quantize` into the recipe once.")
-        proto = fold(source.proto)
+        proto = norms_to_convolutions(fold(source.proto))
         planned = plan(proto, matching(self.keep_float, [node.name for node in proto.graph.node]))
-        choice = self._choose(proto, planned, source, ctx)
+        choice, apart = self._choose(proto, planned, source, ctx)
         step = Step(
             name=self.kind,
             config=self.model_dump(mode="json"),
             seconds=time.monotonic() - start,
-            notes=_notes(planned, choice),
+            notes=_notes(planned, choice, apart=apart),
         )
         return replace(source, proto=proto, quant=choice.spec, original=source.reference).after(step)
 
-    def _choose(self, proto: onnx.ModelProto, planned: Plan, model: OnnxModel, ctx: RunContext) -> Choice:
+    def _choose(self, proto: onnx.ModelProto, planned: Plan, model: OnnxModel, ctx: RunContext) -> tuple[Choice, bool]:
+        """The QuantSpec, and whether calibrators were compared on samples that did not calibrate."""
         from edgekit.quant.choose import choose
 
         spec = _only_input(model)
@@ -98,7 +100,7 @@ class Quantize(BaseModel):
             raise UsageError(f"The split {split.name!r} of data {ctx.data.name!r} is empty: nothing to calibrate on.")
         inner, held = partition(len(split), self.samples, compares=self.calibration == "auto")
         facts = {"data": ctx.data.name, "split": split.name, "sha256": ctx.data.sha256}
-        return choose(
+        choice = choose(
             proto,
             planned,
             feed(split, inner, spec),
@@ -107,6 +109,7 @@ class Quantize(BaseModel):
             source={key: value for key, value in facts.items() if value},
             progress=ctx.progress,
         )
+        return choice, held.start >= inner.stop
 
 
 def matching(patterns: Sequence[str], names: Sequence[str]) -> frozenset[str]:
@@ -195,11 +198,12 @@ def _only_input(model: OnnxModel) -> TensorSpec:
     return model.inputs[0]
 
 
-def _notes(planned: Plan, choice: Choice) -> tuple[str, ...]:
+def _notes(planned: Plan, choice: Choice, *, apart: bool) -> tuple[str, ...]:
     notes = [f"{len(planned.nodes)} operators in 8 bits, ranges by {choice.calibrator}"]
     if choice.snr_db:
         seen = ", ".join(f"{name} {value:.1f} dB" for name, value in choice.snr_db.items())
-        notes.append(f"output against float on samples that did not calibrate: {seen}")
+        which = "samples that did not calibrate" if apart else "the calibration samples, too few to hold some out"
+        notes.append(f"output against float on {which}: {seen}")
     floats = planned.keep_float.get("*", {})
     notes += [f"{name} stays float: {reason}" for name, reason in list(floats.items())[:10]]
     if len(floats) > 10:

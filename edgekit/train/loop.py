@@ -291,7 +291,7 @@ def _snapshot(module: nn.Module) -> dict[str, Tensor]:
 
 def _logits(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     logits = (output if isinstance(output, Tensor) else output[0]).float()
-    if logits.ndim != 2:
+    if logits.ndim != 2 or logits.shape[1] < 2:
         raise UsageError(
             f"Recovery training needs class logits [N, classes] as the model's first output, got {list(logits.shape)}."
         )

@@ -9,6 +9,7 @@ from onnx import helper
 from edgekit.graph.execute import run_onnx
 from edgekit.graph.fold import fold
 from edgekit.graph.normalise import normalise
+from edgekit.graph.norms import norms_to_convolutions
 
 node = helper.make_node
 
@@ -198,3 +199,20 @@ def test_files_in_the_wild(shared_data, name):
     assert [o.name for o in result.graph.output] == [o.name for o in model.graph.output]
     x = paddle_input(name)
     assert difference(run_onnx(result, [x]), run_onnx(model, [x])) < 2e-6
+
+
+@pytest.mark.parametrize("extents", [(7,), (5, 6), (3, 4, 5)])
+def test_batch_norm_that_no_weight_takes_up_is_a_depthwise_convolution(extents):
+    nodes = [node("Relu", ["x"], ["a"]), NORM]
+    model = fold(make(nodes, {"x": ["n", 6, *extents]}, {"y": None}, statistics(6)))
+    result = norms_to_convolutions(model)
+    onnx.checker.check_model(result, full_check=True)
+    assert types(result) == ["Relu", "Conv"]
+    x = weights(2, 6, *extents, seed=7) * 3
+    assert difference(run_onnx(result, [x]), run_onnx(model, [x])) < 1e-6
+    assert types(model) == ["Relu", "BatchNormalization"]
+
+
+def test_batch_norm_over_features_stays():
+    model = fold(make([node("Relu", ["x"], ["a"]), NORM], {"x": ["n", 6]}, {"y": ["n", 6]}, statistics(6)))
+    assert norms_to_convolutions(model) is model

@@ -5,7 +5,7 @@ import numpy as np
 import onnx
 import pytest
 from pydantic import ValidationError
-from quant_graphs import residual_net, run, samples, snr
+from quant_graphs import Builder, residual_net, run, samples, snr
 
 from edgekit.context import Silent
 from edgekit.data import DataSet, Preprocess, Split
@@ -126,6 +126,31 @@ def test_partition():
     assert partition(100, 512, compares=True) == (range(75), range(75, 100))
     assert partition(1, 512, compares=True) == (range(1), range(1))
     assert partition(5000, 4096, compares=True) == (range(3968), range(3968, 4096))
+
+
+def test_too_few_samples_to_hold_some_out_are_said_to_be_so():
+    few = Quantize().apply(model(), context(samples(2)))
+    assert any("the calibration samples, too few to hold some out" in note for note in few.history[-1].notes)
+    enough = Quantize().apply(model(), context(samples(8)))
+    assert any("samples that did not calibrate" in note for note in enough.history[-1].notes)
+
+
+def test_a_network_that_normalises_before_it_convolves_runs_in_integers():
+    """BatchNorm that no convolution in front takes up becomes one itself."""
+    b = Builder(4)
+    b.conv("x", "stem", 8, 3)
+    b.add("MaxPool", ["stem"], "pool", kernel_shape=[2, 2], strides=[2, 2])
+    for name, scale in (("gamma", 1.0), ("beta", 0.3), ("mean", 0.3)):
+        b.weight(name, 8, scale=scale)
+    b.constant("variance", np.linspace(0.2, 2, 8, dtype=np.float32))
+    b.add("BatchNormalization", ["pool", "gamma", "beta", "mean", "variance"], "normed")
+    b.add("Relu", ["normed"], "relu")
+    b.conv("relu", "y", 4, 8)
+    net = b.model({"x": ["batch", 3, 12, 12]}, {"y": ["batch", 4, 6, 6]})
+    done = Quantize(calibration="minmax").apply(model(net), context(samples(64)))
+    assert not done.quant.keep_float and len(done.quant.nodes) == len(done.proto.graph.node)
+    x = samples(16, seed=9)
+    assert snr(run(net, x), run(emit(done.proto, done.quant, "affine", "onnxruntime"), x)) > 25
 
 
 def test_a_fixed_batch_is_kept():

@@ -202,3 +202,14 @@ def test_augmentation_moves_images_by_whole_pixels_and_repeats_the_border():
     assert torch.equal(augmented(images, "none", torch.Generator()), images)
     mirrored = augmented(images, "flip_shift", torch.Generator().manual_seed(0))
     assert 16 < sum(bool(m[0, 14, 20] < m[0, 14, 8]) for m in mirrored) < 48
+
+
+@pytest.mark.parametrize(("layers", "shape"), [((torch.nn.Conv2d(1, 3, 3),), "10, 10"), ((torch.nn.Flatten(),), "1")])
+def test_a_network_without_class_logits_is_refused(tmp_path, layers, shape):
+    """A map for each image; one number for each, on which a softmax would always be 1 and teach nothing."""
+    head = () if len(shape) > 1 else (torch.nn.Linear(144, 1),)
+    module = torch.nn.Sequential(*layers, *head).eval()
+    reference = export_module(module, INPUTS, "plain")
+    model = TorchModel(name="plain", module=module, inputs=INPUTS, outputs=reference.outputs, reference=reference)
+    with pytest.raises(UsageError, match=rf"needs class logits \[N, classes\] as the model's first output.*{shape}\]"):
+        FAST.apply(model, context(tmp_path, stripes(labels=False)))
