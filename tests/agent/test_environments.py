@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import agent_bundles as small
 import numpy as np
 import pytest
+from pythons import interpreter
 
 from edgekit.bundle import Bundle
 from edgekit.devices.local import Local
@@ -20,21 +20,14 @@ pytestmark = pytest.mark.slow
 FLOAT_TOLERANCE = 1e-4
 
 
-def interpreter(version: str) -> str:
-    pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
-    running = sys.executable if sys.version_info[:2] == tuple(map(int, version.split("."))) else None
-    found = str(pyenv[0]) if pyenv else running or shutil.which(f"python{version}")
-    if found is None:
-        pytest.skip(f"no Python {version} here")
-    return found
-
-
 def environment(folder: Path, version: str, *packages: str) -> Path:
     """A new virtual environment with those packages alone: its Python."""
-    subprocess.run([interpreter(version), "-m", "venv", str(folder)], check=True)
-    python = folder / "bin" / "python"
-    install(python, *packages)
-    return python
+    if (python := interpreter(version)) is None:
+        pytest.skip(f"no Python {version} here")
+    subprocess.run([python, "-m", "venv", str(folder)], check=True)
+    own = folder / "bin" / "python"
+    install(own, *packages)
+    return own
 
 
 def install(python: Path, *packages: str) -> None:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import ast
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from pythons import interpreter
 
 AGENT = Path(__file__).parents[2] / "edgekit" / "agent"
 FILES = sorted(AGENT.rglob("*.py"))
 RUNTIMES = {"numpy", "onnxruntime", "openvino", "ai_edge_litert", "tflite_runtime"}
-
-
-def interpreter(version: str) -> str | None:
-    found = shutil.which(f"python{version}")
-    pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
-    return str(pyenv[0]) if pyenv else found
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(AGENT).as_posix())
