@@ -169,6 +169,8 @@ def open_bundle(path: Path) -> Bundle:
     edgekit.errors.UsageError: cannot read the bundle absent.edge: No such file or directory
     """
     path = Path(path)
+    if path.is_fifo():
+        raise UsageError(f"cannot read the bundle {path}: it is a pipe. Copy it into a file first")
     try:
         reason = seal.broken(str(path)) or _misplaced(path)
     except OSError as error:

@@ -63,9 +63,14 @@ def write(report: Report, folder: Path) -> None:
     write_text(folder / "report.html", html.render(report, folder))
 
 
+def _readable(name: str) -> str:
+    """The name of a file as UTF-8: on Linux it may be any bytes."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def _recipe(recipe: Recipe) -> RecipeInfo:
     text = recipe.path.read_text(encoding="utf-8")
-    return RecipeInfo(name=recipe.name, path=recipe.path.name, sha256=digest(text), text=text)
+    return RecipeInfo(name=recipe.name, path=_readable(recipe.path.name), sha256=digest(text), text=text)
 
 
 def _data(oracle: Oracle) -> DataInfo:

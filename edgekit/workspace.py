@@ -79,9 +79,15 @@ class Workspace:
     @staticmethod
     def check(root: Path) -> None:
         """Fail early where the folder cannot be made or written, before anything long; nothing is left behind."""
-        there = next(folder for folder in (root, *root.resolve().parents) if folder.exists())
-        with writing_to(root), tempfile.TemporaryFile(dir=there) as probe:
-            probe.write(b"edgekit")
+        if str(root) != str(root).encode(errors="replace").decode():
+            raise UsageError(f"{root}: runtimes need names in UTF-8. Choose another folder with --out.")
+        try:
+            with writing_to(root):
+                there = next(f for f in (root, *root.absolute().parents) if f.exists())
+                with tempfile.TemporaryFile(dir=there) as probe:
+                    probe.write(b"edgekit")
+        except FileNotFoundError as error:  # below a folder that was removed, or in /proc
+            raise UsageError(f"{root}: cannot be made there. Choose another folder with --out.") from error
 
     @classmethod
     def open(cls, root: Path, *, resume: bool) -> Workspace:

@@ -68,6 +68,8 @@ class Writer:
         self.path, self.names, self.samples = path, list(names), samples
         if not path.endswith(".npz") and len(self.names) != 1:
             raise usage(f"{path}: the model has {len(self.names)} outputs ({', '.join(self.names)}): name an .npz file")
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise usage(f"cannot write {path}: it is no regular file, and would be replaced by one")
         try:
             self.folder = tempfile.mkdtemp(prefix=".edgekit-", dir=os.path.dirname(os.path.abspath(path)))
         except OSError as error:

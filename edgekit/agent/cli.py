@@ -16,6 +16,9 @@ from typing import Any
 from . import output
 from .failures import DEVICE, INTERNAL, INTERRUPTED, MISMATCH, MISSING_RUNTIME, NO_FILE, USAGE, Failure, missing
 
+MOST_THREADS = 1024
+"""More would take a runtime minutes to start, or never."""
+
 
 def main(path: str, argv: Sequence[str]) -> int:
     """Run one command; the exit code."""
@@ -122,8 +125,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--batch", type=_positive, default=1, help="samples in one call, where the model allows it")
     run.add_argument("--progress", action="store_true", help="lines of JSON on stderr")
     for command in (selftest, bench, run):
-        command.add_argument("--threads", type=_positive, default=1)
+        command.add_argument("--threads", type=_threads, default=1)
     return parser
+
+
+def _threads(text: str) -> int:
+    value = _positive(text)
+    if value > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"must be at most {MOST_THREADS}, got {value}")
+    return value
 
 
 def _positive(text: str) -> int:

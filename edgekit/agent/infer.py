@@ -76,6 +76,9 @@ class Samples:
         if not ready(source, entry):
             s = self.settings
             part = preprocess(part, s["scale"], s["offset"], s["layout"], s["to"]).astype(entry["dtype"], copy=False)
+        if part.dtype.kind == "f" and not np.isfinite(part).all():
+            broken = start + int(np.isfinite(part.reshape(len(part), -1)).all(axis=1).argmin())
+            raise usage(f"input {entry['name']} holds NaN or infinity in sample {broken}")
         if len(part) < size:
             part = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
         return np.ascontiguousarray(part)

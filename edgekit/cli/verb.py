@@ -12,7 +12,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Annotated, NoReturn, ParamSpec
 
 import typer
@@ -84,7 +84,8 @@ def _fail(error: BaseException, *, as_json: bool) -> NoReturn:
     if as_json:
         kind = type(error).__name__
         say(json.dumps({"error": {"type": kind, "message": message, "notes": notes, "exit_code": int(code)}}, indent=2))
-    print("\n".join([f"edgekit: {message}", *(f"  {note}" for note in notes)]), file=sys.stderr)
+    with suppress(OSError):  # where nobody can be told, the code still tells
+        print("\n".join([f"edgekit: {message}", *(f"  {note}" for note in notes)]), file=sys.stderr)
     if code is ExitCode.INTERNAL:
         _leave_traceback(error)
     raise typer.Exit(int(code)) from None

@@ -302,8 +302,8 @@ def write_report(report: Report, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text as `write_bytes` does."""
-    write_bytes(path, text.encode())
+    """Write UTF-8 text as `write_bytes` does; names of files may hold bytes that are no UTF-8."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -214,7 +214,32 @@ def test_info_and_state(bundle: Bundle) -> None:
     assert done(bundle, "state")["machine"]["cores"] >= 1
 
 
-@pytest.mark.parametrize("options", [[], ["fly"], ["run"], ["bench", "--threads", "0"], ["bench", "--percentile", "0"]])
+def test_samples_that_are_not_finite_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    samples = small.samples(5).astype(np.float32)
+    samples.reshape(5, -1)[3, 0] = np.nan
+    np.save(tmp_path / "in.npy", samples)
+    ended = agent(bundle, "run", "--inputs", tmp_path / "in.npy", "--outputs", tmp_path / "out.npy", "--batch", 2)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "holds NaN or infinity in sample 3" in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.npy"]
+
+
+def test_an_output_that_is_no_regular_file_is_never_replaced(bundle: Bundle, tmp_path: Path) -> None:
+    np.save(tmp_path / "in.npy", small.samples(2))
+    os.mkfifo(tmp_path / "device")
+    ended = agent(bundle, "run", "--inputs", tmp_path / "in.npy", "--outputs", tmp_path / "device")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "it is no regular file" in ended.stderr
+    assert (tmp_path / "device").is_fifo()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [], ["fly"], ["run"], ["bench", "--threads", "0"], ["selftest", "--threads", "99999"],
+        ["bench", "--percentile", "0"],
+    ],
+)  # fmt: skip
 def test_wrong_options_are_2(bundle: Bundle, options: list[str]) -> None:
     ended = agent(bundle, *options)
     assert ended.returncode == 2 and ended.stdout == ""

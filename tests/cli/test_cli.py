@@ -123,6 +123,41 @@ def test_a_reader_that_goes_away_is_no_error():
     assert (done.returncode, done.stdout, done.stderr) == (0, "{\n", "")
 
 
+def test_closed_streams_are_no_error():
+    entry = f"{sys.executable} -c 'from edgekit.cli import main; main()'"
+    for command, code in (("targets >&-", 0), ("targets 2>&-", 0), ("run absent.yaml >&- 2>&- <&-", 2)):
+        done = subprocess.run(["bash", "-c", f"{entry} {command}"], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (code, ""), command
+
+
+def test_an_error_that_cannot_be_told_keeps_its_code():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*ENTRY, "run", "absent.yaml"], stderr=full)
+    assert done.returncode == ExitCode.USAGE
+
+
+def test_a_terminal_without_unicode_is_no_error():
+    probe = "from edgekit.cli import _settle_streams; _settle_streams(); print('\\u00b1 1')"
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    assert (done.returncode, done.stdout) == (0, "? 1\n")
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [(b"a\xff", "names in UTF-8"), (b"/proc/out", "cannot be made there"), (b"a" * 300, "File name too long")],
+)
+def test_an_output_folder_that_cannot_be_is_refused(folder, out, message):
+    np.savez(folder / "d.npz", x=np.zeros((9, 4)), y=np.arange(9) % 2)
+    (folder / "recipe.yaml").write_text(RECIPE.replace("DATA", "d.npz"))
+    words = [*ENTRY, "run", str(folder / "recipe.yaml"), "-q", "--out", out]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == ExitCode.USAGE
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 # -- bad input, through `run`
 
 
@@ -198,7 +233,8 @@ def test_what_libraries_print_stays_out_of_the_result(folder):
     assert "from below" in done.stderr
 
 
-def test_ctrl_c_ends_with_130(folder):
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_and_being_ended_are_130(folder, signal_):
     (folder / "slow.py").write_text(
         "import pathlib, time\n"
         "def load():\n"
@@ -213,7 +249,7 @@ def test_ctrl_c_ends_with_130(folder):
         if (folder / "started").exists():
             break
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal_)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == ExitCode.INTERRUPTED
     assert "edgekit: interrupted." in stderr
@@ -243,6 +279,8 @@ def test_what_is_no_bundle_ends_with_8(tmp_path, action):
         (KeyboardInterrupt(), 130),
         (OSError(errno.ENOSPC, "No space left on device", "f"), 5),
         (PermissionError(errno.EACCES, "Permission denied", "f"), 2),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "f"), 2),
+        (SystemExit(0), 2),
         (OSError(errno.EIO, "Input/output error"), 70),
         (MemoryError(), 5),
         (ValueError("x"), 70),
