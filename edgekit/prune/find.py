@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,15 @@ class Found:
 
     groups: tuple[Group, ...]
     whole: dict[str, str]
+
+
+ENDLESS = "where its channels go cannot be followed to an end"
+MOST_TIMES = 4
+"""A group may pass every edge of the model so often (with other positions each time) before it counts as endless."""
+
+
+class _EndlessError(Exception):
+    """Following the channels of a layer doesn't come to an end."""
 
 
 class _WholeError(Exception):
@@ -68,19 +78,58 @@ def _propose(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[tuple[str, G
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             graph = tp.DependencyGraph().build_dependency(copied, example_inputs=inputs, verbose=False)
-            found = list(graph.get_all_groups())
+            found = list(_groups(tp, graph))
     except Exception as error:
         raise UsageError(
             f"Pruning can't trace this model ({type(error).__name__}: {error}). Leave 'prune' out of the recipe."
         ) from error
     result: list[tuple[str, Group | str]] = []
-    for group in found:
-        name = names[id(group[0].dep.target.module)]
+    for layer, group in found:
+        name = names[id(layer)]
+        if group is None:
+            result.append((name, ENDLESS))
+            continue
         try:
             result.append((name, _translate(group, name, names, graph)))
         except _WholeError as reason:
             result.append((name, str(reason)))
     return result
+
+
+def _groups(tp: Any, graph: Any) -> Iterator[tuple[nn.Module, Any]]:
+    """Every layer that makes channels, with its group, or None where following its channels finds no end.
+
+    Torch-Pruning walks on while the positions that it sees are new. Through flattened maps that are joined and taken
+    apart again (the head of a detector) they are new for ever.
+    """
+    from torch_pruning.dependency import graph as walking
+
+    most = MOST_TIMES * sum(len(node.dependencies) for node in graph.module2node.values())
+
+    class Bounded(walking.Group):  # type: ignore[misc]
+        def add_dep(self, dep: Any, idxs: Any) -> None:
+            if len(self) > most:
+                raise _EndlessError
+            super().add_dep(dep, idxs)
+
+    visited: set[nn.Module] = set(graph.IGNORED_LAYERS_IN_TRACING)
+    original, walking.Group = walking.Group, Bounded
+    try:
+        for layer in list(graph.module2node):
+            if not isinstance(layer, tp.ops.TORCH_CONV | tp.ops.TORCH_LINEAR) or layer in visited:
+                continue
+            pruner = graph.get_pruner_of_module(layer)
+            try:
+                group = graph.get_pruning_group(
+                    layer, pruner.prune_out_channels, list(range(pruner.get_out_channels(layer)))
+                )
+            except _EndlessError:
+                yield layer, None
+                continue
+            visited |= {dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)}
+            yield layer, group
+    finally:
+        walking.Group = original
 
 
 def _translate(group: Any, name: str, names: dict[int, str], graph: Any) -> Group:

@@ -173,3 +173,45 @@ def test_a_pruned_module_is_rebuilt_from_tensors_alone(case):
     assert attributes == [str(m) for m in smaller.modules() if not list(m.children())]
     with pytest.raises(UsageError, match="of another model"):
         restore(build(), {"strange": torch.zeros(1)})
+
+
+class Detector(nn.Module):
+    """Two flattened maps joined and taken apart again: the positions of a channel are new each time round."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(1, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
+        self.fine, self.coarse = nn.Conv2d(8, 6, 1), nn.Conv2d(16, 6, 1)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        low = torch.relu(self.down(x))
+        y = torch.cat([self.fine(x).flatten(2), self.coarse(low).flatten(2)], 2).transpose(1, 2)
+        centre, size = y[..., :2].sigmoid() * 2 - 0.5, (y[..., 2:4].sigmoid() * 2) ** 2
+        return torch.cat([centre, size, y[..., 4:].sigmoid()], -1)
+
+
+def test_a_detectors_head_is_left_whole_and_the_rest_is_found():
+    found = find_groups(Detector(), (torch.randn(2, 1, 32, 32),))
+    assert {g.name for g in found.groups} == {"stem", "down"}
+    assert set(found.whole) == {"fine", "coarse"}
+
+
+class Dense(nn.Module):
+    def __init__(self, layers):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 1)
+        self.convolutions = nn.ModuleList(nn.Conv2d(4 + 4 * i, 4, 1) for i in range(layers))
+        self.head = nn.Conv2d(4 + 4 * layers, 3, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for layer in self.convolutions:
+            x = torch.cat([x, torch.relu(layer(x))], 1)
+        return self.head(x)
+
+
+def test_channels_that_many_layers_read_are_followed_to_all_of_them():
+    found = find_groups(Dense(16), (torch.randn(2, 1, 4, 4),))
+    assert len(found.groups) == 17
+    assert {g.name: len(g.consumers) for g in found.groups}["stem"] == 17
