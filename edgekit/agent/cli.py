@@ -116,8 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", action="store_true", help="raw samples in seconds and the device's state")
     bench.add_argument("--inputs", default="", help=".npy or .npz; the golden inputs otherwise")
     bench.add_argument("--percentile", type=float, default=90.0, help="measure until this one is known")
-    bench.add_argument("--min-seconds", type=float, default=1.0)
-    bench.add_argument("--max-seconds", type=float, default=60.0)
+    bench.add_argument("--min-seconds", type=_seconds, default=1.0)
+    bench.add_argument("--max-seconds", type=_seconds, default=60.0)
     bench.add_argument("--blocks", action="store_true", help="one block of inferences for every line on stdin")
     run = commands.add_parser("run", help="all samples of a file through the model")
     run.add_argument("--inputs", required=True, help="raw or preprocessed samples: .npy, or .npz for several inputs")
@@ -127,6 +127,13 @@ def _parser() -> argparse.ArgumentParser:
     for command in (selftest, bench, run):
         command.add_argument("--threads", type=_threads, default=1)
     return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):  # so written, it refuses NaN too
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
+    return value
 
 
 def _threads(text: str) -> int:

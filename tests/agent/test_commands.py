@@ -237,7 +237,7 @@ def test_an_output_that_is_no_regular_file_is_never_replaced(bundle: Bundle, tmp
     "options",
     [
         [], ["fly"], ["run"], ["bench", "--threads", "0"], ["selftest", "--threads", "99999"],
-        ["bench", "--percentile", "0"],
+        ["bench", "--percentile", "0"], ["bench", "--min-seconds", "nan"], ["bench", "--max-seconds", "-1"],
     ],
 )  # fmt: skip
 def test_wrong_options_are_2(bundle: Bundle, options: list[str]) -> None:
