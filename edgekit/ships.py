@@ -104,7 +104,8 @@ def _speed(quantized: Result, base: Result) -> _Finding:
 def _drop(quantized: Result, base: Result, max_drop: float, load: Loader | None) -> _Finding:
     mine, theirs = quantized.accuracy, base.accuracy
     if mine is None or theirs is None:
-        return _Finding(True, "its accuracy was not measured", verified=False)
+        near = "" if quantized.snr_db is None else f" (its outputs are {quantized.snr_db:.1f} dB from the reference's)"
+        return _Finding(True, f"its accuracy was not measured{near}", verified=False)
     drop = theirs.value - mine.value
     paired = _paired_drop(quantized, base, load)
     change = "gains" if drop < 0 else "loses"
