@@ -39,7 +39,7 @@ def outputs_of(model: Model, inputs: Arrays) -> Arrays:
         return list(run_onnx(model.proto, inputs, batch=BATCH))
     from edgekit.quant.qdq import emit
 
-    return list(run_onnx(emit(model.proto, model.quant, "affine", "onnxruntime"), inputs, batch=BATCH))
+    return list(run_onnx(emit(model.lowered("affine"), model.quant, "affine", "onnxruntime"), inputs, batch=BATCH))
 
 
 def classifies(outputs: Sequence[npt.NDArray[np.generic]]) -> bool:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import onnx
     from torch import nn
 
-    from edgekit.quant.spec import QuantSpec
+    from edgekit.quant.spec import QuantSpec, Variant
 
 Dim = int | str
 """A fixed extent, or the name of a dynamic axis."""
@@ -69,6 +71,8 @@ class OnnxModel:
     """One normalised ONNX graph with, after `quantize`, the QuantSpec that says how to lower it.
 
     `reference` is the untouched original (accuracy oracle and teacher); the original itself has none.
+    `corrections` holds, per grid variant, the initializers whose values are others than in `proto` there: biases that
+    make up for rounding, weights that were rounded by learning. They are float32 and lie on the variant's grid.
     """
 
     name: str
@@ -78,11 +82,21 @@ class OnnxModel:
     quant: QuantSpec | None = None
     history: tuple[Step, ...] = ()
     original: OnnxModel | None = None
+    corrections: Mapping[Variant, Mapping[str, npt.NDArray[np.float32]]] = field(default_factory=dict)
 
     @property
     def reference(self) -> OnnxModel:
         """The untouched original."""
         return self.original or self
+
+    def lowered(self, variant: Variant) -> onnx.ModelProto:
+        """The graph that emitters of `variant` get: `proto`, or a copy with the variant's corrections."""
+        changed = self.corrections.get(variant)
+        if not changed:
+            return self.proto
+        from edgekit.graph.tools import with_initializers
+
+        return with_initializers(self.proto, changed)
 
     def after(self, step: Step) -> OnnxModel:
         """The same network with one more step in its history."""

@@ -13,10 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import numpy.typing as npt
 
 from edgekit.errors import DeviceError, UsageError
 from edgekit.model import Model, OnnxModel, Step, TorchModel
+from edgekit.quant.spec import Variant
 
 if TYPE_CHECKING:
     from edgekit.context import Progress
@@ -179,6 +183,10 @@ def save_stage(folder: Path, key: str, model: Model) -> None:
             save_onnx(model.proto, folder / "model" / "graph.onnx")
             if model.quant is not None:
                 (folder / "model" / "quant.json").write_text(model.quant.model_dump_json(indent=1), encoding="utf-8")
+            for variant, changed in model.corrections.items():
+                # By position: any text can be the name of an initializer, and not all of them can be keywords.
+                file = folder / "model" / f"corrections-{variant}.npz"
+                np.savez(file, *changed.values(), names=np.array(list(changed)), allow_pickle=False)
         files = _files(folder / "model")
         done = {"key": key, "kind": type(model).__name__, "step": asdict(model.history[-1]), "files": files}
         temporary = folder / ".done.json"
@@ -214,5 +222,17 @@ def load_stage(folder: Path, key: str, before: Model) -> Model | None:
     inputs, outputs = tensor_specs(proto)
     return OnnxModel(
         name=before.name, proto=proto, inputs=inputs, outputs=outputs, quant=spec,
-        history=(*before.history, step), original=before.reference,
+        history=(*before.history, step), original=before.reference, corrections=_corrections(folder / "model"),
     )  # fmt: skip
+
+
+def _corrections(folder: Path) -> dict[Variant, dict[str, npt.NDArray[np.float32]]]:
+    """What `save_stage` kept of `OnnxModel.corrections`."""
+    found: dict[Variant, dict[str, npt.NDArray[np.float32]]] = {}
+    for variant in get_args(Variant):
+        path = folder / f"corrections-{variant}.npz"
+        if path.exists():
+            with np.load(path, allow_pickle=False) as arrays:
+                names = [str(name) for name in arrays["names"]]
+                found[variant] = {name: arrays[f"arr_{i}"] for i, name in enumerate(names)}
+    return found

@@ -38,7 +38,7 @@ def emitted(job: Job, backend: str) -> onnx.ModelProto:
             "Put `quantize` into the recipe's stages."
         )
     else:
-        graph = emit(job.model.proto, job.model.quant, job.facts.grid, backend)
+        graph = emit(job.model.lowered(job.facts.grid), job.model.quant, job.facts.grid, backend)
     return for_opset(graph, job.facts.max_opset) if job.facts.max_opset else graph
 
 

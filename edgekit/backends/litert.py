@@ -119,7 +119,7 @@ def _folded(job: Job) -> onnx.ModelProto:
     from edgekit.graph.fold import fold
 
     # A quantized model's spec names tensors of the graph as it is: that one was folded by `quantize`.
-    return job.model.proto if job.role == "quantized" else fold(job.model.proto)
+    return job.model.lowered(job.facts.grid) if job.role == "quantized" else fold(job.model.proto)
 
 
 def _samples(job: Job) -> Samples:

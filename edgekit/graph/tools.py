@@ -99,6 +99,20 @@ def set_initializer(graph: onnx.GraphProto, name: str, value: Array) -> None:
     graph.initializer.append(tensor)
 
 
+def with_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelProto:
+    """A copy in which the initializers named in `values` hold those arrays; all of them exist already.
+
+    Raises:
+        KeyError: an initializer that `proto` does not have.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    present = {tensor.name: tensor for tensor in copy.graph.initializer}
+    for name, value in values.items():
+        present[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))
+    return copy
+
+
 def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
     """Change `graph`: its nodes become `nodes`, in that order."""
     kept = list(nodes)
