@@ -32,6 +32,22 @@ def emit(proto: onnx.ModelProto, spec: QuantSpec, variant: Variant, backend: str
     Raises:
         ValueError: the graph is older than opset 13, or the spec belongs to another graph.
     """
+    copy, spec, direct = rewritten(proto, spec, variant, backend)
+    _Emitter(copy, spec, variant, backend, direct).run()
+    return copy
+
+
+def rewritten(
+    proto: onnx.ModelProto, spec: QuantSpec, variant: Variant, backend: str
+) -> tuple[onnx.ModelProto, QuantSpec, frozenset[str]]:
+    """What `emit` puts Q/DQ into: a copy of the float graph in forms that `backend` has 8-bit kernels for.
+
+    It computes what `proto` computes. Beside it the QuantSpec that fits it, and the names of operators that work on
+    the integers themselves.
+
+    Raises:
+        ValueError: the graph is older than opset 13, or the spec belongs to another graph.
+    """
     import onnx
 
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
@@ -48,8 +64,7 @@ def emit(proto: onnx.ModelProto, spec: QuantSpec, variant: Variant, backend: str
         spec = pad_before_pooling(copy, spec, backend)
     if backend == "onnxruntime" and variant != "symmetric":
         spec, direct = for_onnxruntime(copy, spec)
-    _Emitter(copy, spec, variant, backend, direct).run()
-    return copy
+    return copy, spec, direct
 
 
 class _Emitter:
