@@ -23,7 +23,7 @@ from edgekit.recipe import PlannedTarget, Recipe, load_recipe
 from edgekit.report.predictions import Predictions, read_predictions
 from edgekit.report.report import Report, Result
 from edgekit.reporting import describe, write
-from edgekit.ships import mark_ships
+from edgekit.ships import MIN_SNR, mark_ships
 from edgekit.workspace import Context, Workspace, digest, load_stage, save_stage, writing_to
 
 if TYPE_CHECKING:
@@ -182,12 +182,17 @@ class Run:
 
     def measure(self, outcomes: Sequence[tuple[PlannedTarget, Outcome]]) -> tuple[Result, ...]:
         """Answers of every bundle that runs here, times of those whose target has a device, and what ships."""
-        drops = [stage.max_drop for stage in self.recipe.stages if hasattr(stage, "max_drop")]
-        allowed = next((float(drop) for drop in reversed(drops) if drop is not None), DEFAULT_MAX_DROP)
-        marked, warnings = mark_ships(self._measuring().all(outcomes), allowed, predictions=self._predictions)
+        allowed, least = self._bound("max_drop", DEFAULT_MAX_DROP), self._bound("min_snr", MIN_SNR)
+        measured = self._measuring().all(outcomes)
+        marked, warnings = mark_ships(measured, allowed, min_snr=least, predictions=self._predictions)
         for line in warnings:
             self._warn(line)
         return marked
+
+    def _bound(self, name: str, default: float) -> float:
+        """What the last stage that sets it says of how near to float a bundle must be."""
+        said = [getattr(stage, name, None) for stage in self.recipe.stages]
+        return next((float(bound) for bound in reversed(said) if bound is not None), default)
 
     def _warn(self, line: str | None) -> None:
         if line:

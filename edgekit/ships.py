@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from edgekit.report.quantities import show, show_interval, turned
 from edgekit.report.report import Bounds, Result
 
 Loader = Callable[[str], Predictions]
+
+MIN_SNR = 20.0
+"""Outputs without labels that are nearer to noise than this many dB don't ship, unless the recipe says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,15 @@ class _Finding:
     verified: bool = True
 
 
-def choose_ships(results: Sequence[Result], max_drop: float, *, predictions: Loader | None = None) -> Choice:
+def choose_ships(
+    results: Sequence[Result], max_drop: float, *, min_snr: float = MIN_SNR, predictions: Loader | None = None
+) -> Choice:
     """Choose among the results of one (target, backend).
 
     The quantized bundle ships if it is not shown slower or worse: where a device measured it, the upper bound of its
     paired p50 ratio against float lies below 1; and it loses at most `max_drop` (a fraction: 0.005 = 0.5 pp) of
-    accuracy against float. Without a device, or without labels, it ships unverified, and the reason says so.
+    accuracy against float. Without labels its outputs must be `min_snr` dB from float's. What could not be measured,
+    for want of a device or of its runtime, lets it ship unverified, and the reason says so.
     """
     usable = [r for r in results if r.status != "failed"]
     by_role = {role: next((r for r in usable if r.role == role), None) for role in ("quantized", "float", "reference")}
@@ -50,7 +57,7 @@ def choose_ships(results: Sequence[Result], max_drop: float, *, predictions: Loa
     label = quantized.precision
     if base is None:
         return Choice(quantized, f"{label} ships: nothing was built to compare it with (unverified)", verified=False)
-    findings = (_speed(quantized, base), _drop(quantized, base, max_drop, predictions))
+    findings = (_speed(quantized, base), _near(quantized, base, max_drop, min_snr, predictions))
     against = [finding.text for finding in findings if not finding.allows]
     if against:
         return Choice(base, f"{base.role} {base.precision} ships: {label} {' and '.join(against)}", helped=False)
@@ -60,15 +67,15 @@ def choose_ships(results: Sequence[Result], max_drop: float, *, predictions: Loa
 
 
 def mark_ships(
-    results: Iterable[Result], max_drop: float, *, predictions: Loader | None = None
+    results: Iterable[Result], max_drop: float, *, min_snr: float = MIN_SNR, predictions: Loader | None = None
 ) -> tuple[tuple[Result, ...], tuple[str, ...]]:
     """All results with `ships` and `ships_reason` set, and a warning for every pair where quantizing did not help."""
     results = tuple(results)
     pairs = dict.fromkeys((r.target, r.backend) for r in results)
-    choices = {
-        pair: choose_ships([r for r in results if (r.target, r.backend) == pair], max_drop, predictions=predictions)
-        for pair in pairs
-    }
+    choices = {}
+    for pair in pairs:
+        same = [r for r in results if (r.target, r.backend) == pair]
+        choices[pair] = choose_ships(same, max_drop, min_snr=min_snr, predictions=predictions)
     marked = []
     for result in results:
         choice = choices[result.target, result.backend]
@@ -101,11 +108,30 @@ def _speed(quantized: Result, base: Result) -> _Finding:
     return _Finding(False, f"is not shown faster than {base.role} ({seen} the time, the interval must lie below 1)")
 
 
+def _near(quantized: Result, base: Result, max_drop: float, min_snr: float, load: Loader | None) -> _Finding:
+    """How near it is to float: in accuracy where that was measured, else in its outputs."""
+    if quantized.accuracy is not None and base.accuracy is not None:
+        return _drop(quantized, base, max_drop, load)
+    snr = _snr_against(quantized, base)
+    if snr is None:
+        return _Finding(True, "neither its accuracy nor its outputs were measured", verified=False)
+    seen = f"{snr:.1f} dB from {base.role}'s (min_snr is {min_snr:.1f} dB), and its accuracy was not measured"
+    if snr >= min_snr:
+        return _Finding(True, f"its outputs are {seen}", verified=False)
+    return _Finding(False, f"gives outputs only {seen}")
+
+
+def _snr_against(quantized: Result, base: Result) -> float | None:
+    """The signal-to-noise ratio against `base`, in dB: both are known against the reference, and noises add up."""
+    if quantized.snr_db is None or base.role == "reference" or base.snr_db is None:
+        return quantized.snr_db
+    before, after = (10 ** (-seen / 10) for seen in (base.snr_db, quantized.snr_db))
+    return float(-10 * math.log10(max(after - before, before / 100)))  # a hundredth is what a difference can tell
+
+
 def _drop(quantized: Result, base: Result, max_drop: float, load: Loader | None) -> _Finding:
     mine, theirs = quantized.accuracy, base.accuracy
-    if mine is None or theirs is None:
-        near = "" if quantized.snr_db is None else f" (its outputs are {quantized.snr_db:.1f} dB from the reference's)"
-        return _Finding(True, f"its accuracy was not measured{near}", verified=False)
+    assert mine is not None and theirs is not None
     drop = theirs.value - mine.value
     paired = _paired_drop(quantized, base, load)
     change = "gains" if drop < 0 else "loses"

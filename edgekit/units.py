@@ -54,3 +54,12 @@ def parse_percent(text: str | float) -> float:
     0.05
     """
     return _parse(text, "a share", "'5%' or 0.05", {"": 1.0, "%": 0.01})
+
+
+def parse_decibels(text: str | float) -> float:
+    """A ratio in decibels; a bare number is decibels already.
+
+    >>> parse_decibels("20 dB")
+    20.0
+    """
+    return _parse(text, "a ratio in decibels", "'20 dB'", {"": 1.0, "db": 1.0})

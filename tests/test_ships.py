@@ -64,6 +64,37 @@ def test_untimed_quantized_ships_and_says_that_it_is_unverified(status):
     assert "(unverified)" in found.reason
 
 
+@pytest.mark.parametrize(("snr", "role"), [(19.9, "float"), (20.1, "quantized"), (None, "quantized")])
+def test_without_labels_the_outputs_decide(snr, role):
+    found = choose(result("float", None, snr_db=300.0), result("quantized", None, 0.5, snr_db=snr))
+    assert (found.result.role, found.helped) == (role, role == "quantized")
+    said = {
+        19.9: "float fp32 ships: int8 gives outputs only 19.9 dB from float's (min_snr is 20.0 dB)",
+        20.1: "its outputs are 20.1 dB from float's (min_snr is 20.0 dB), and its accuracy was not measured",
+        None: "neither its accuracy nor its outputs were measured (unverified)",
+    }
+    assert said[snr] in found.reason
+
+
+def test_the_floor_is_the_recipes():
+    pair = [result("float", None, snr_db=300.0), result("quantized", None, 0.5, snr_db=25.0)]
+    assert choose(*pair).result.role == "quantized"
+    assert choose(*pair, min_snr=30.0).result.role == "float"
+
+
+def test_what_pruning_lost_is_not_held_against_quantizing():
+    """Noises of independent origin add up: 10 dB by pruning and 25 dB by quantizing are 9.86 dB together."""
+    together = -10 * np.log10(10**-1.0 + 10**-2.5)
+    found = choose(result("float", None, snr_db=10.0), result("quantized", None, 0.5, snr_db=together))
+    assert "its outputs are 25.0 dB from float's" in found.reason
+
+
+def test_labels_go_before_the_outputs():
+    found = choose(result("float", snr_db=300.0), result("quantized", 0.93, 0.5, snr_db=12.0))
+    assert found.result.role == "quantized"
+    assert "of accuracy against float" in found.reason
+
+
 @pytest.mark.parametrize("status", ["measured", "built"])
 def test_invalid_timings_do_not_show_anything(status):
     found = choose(result("float"), result("quantized", 0.93, 0.5, status=status, invalid="throttled"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from edgekit.errors import UsageError
 from edgekit.model import Model, OnnxModel, Step, TensorSpec, TorchModel
-from edgekit.units import parse_points
+from edgekit.units import parse_decibels, parse_points
 
 if TYPE_CHECKING:
     import onnx
@@ -34,13 +34,18 @@ HELD_OUT = 128
 """So many samples at most compare calibrators."""
 
 
-def _points(value: object) -> object:
-    if not isinstance(value, str | int | float):
-        return value
-    try:
-        return parse_points(value)
-    except UsageError as error:
-        raise ValueError(str(error)) from error
+def _by(parse: Callable[[str | float], float]) -> BeforeValidator:
+    """A pydantic field written as people write quantities."""
+
+    def read(value: object) -> object:
+        if not isinstance(value, str | int | float):
+            return value
+        try:
+            return parse(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
+    return BeforeValidator(read)
 
 
 class Quantize(BaseModel):
@@ -59,8 +64,10 @@ class Quantize(BaseModel):
     calibration: Literal["auto", "minmax", "percentile"] = "auto"
     samples: int = Field(default=512, ge=1)
     """Calibration samples, the ones that compare calibrators included."""
-    max_drop: Annotated[float, BeforeValidator(_points), Field(ge=0, lt=1)] = 0.005
+    max_drop: Annotated[float, _by(parse_points), Field(ge=0, lt=1)] = 0.005
     """Largest loss of the task's metric against float, as a fraction of one ("0.5pp"); decides what ships."""
+    min_snr: Annotated[float, _by(parse_decibels), Field(ge=0, le=200)] = 20.0
+    """Least signal-to-noise ratio of the outputs against float, in dB: the bound of networks without a task metric."""
     keep_float: tuple[str, ...] = ()
     """Names of operators of the folded graph that stay float; `*`, `?` and `[...]` as in file names."""
 

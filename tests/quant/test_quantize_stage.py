@@ -61,6 +61,9 @@ def test_settings_round_trip():
     stage = Quantize(max_drop="0.5pp", keep_float=["head*"])
     assert stage.max_drop == pytest.approx(0.005)
     assert Quantize.model_validate(stage.model_dump(mode="json")) == stage
+    assert Quantize(min_snr="25 dB").min_snr == 25.0
+    with pytest.raises(ValidationError, match="min_snr"):
+        Quantize(min_snr="25 V")
     with pytest.raises(ValidationError, match="max_drop"):
         Quantize(max_drop="half a point")
     with pytest.raises(ValidationError, match="calibration"):
