@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.quant.build import NO_KERNEL
 from edgekit.quant.plan import ACTIVATIONS, WEIGHTED
 from edgekit.quant.rewrite import for_onnxruntime, pad_before_pooling
 from edgekit.quant.spec import Grid, PerChannel, QuantSpec, Variant
@@ -100,7 +101,7 @@ class _Emitter:
             elif self.wanted(name):
                 self.activation(name)
         for node in self.graph.node:
-            if node.op_type in WEIGHTED and node.name in self.spec.nodes:
+            if self.has_integer_weight(node):
                 self.weight(node)
         for node, source in clamps:
             self.on_integers(node, source)
@@ -118,6 +119,12 @@ class _Emitter:
 
     def is_active(self, node: onnx.NodeProto | None) -> bool:
         return node is not None and node.name in self.active
+
+    def has_integer_weight(self, node: onnx.NodeProto) -> bool:
+        """Whether the weight is stored in 8 bits: of an operator that the backend has no kernel for too."""
+        if node.op_type not in WEIGHTED or node.name not in self.spec.nodes or node.input[1] not in self.spec.weights:
+            return False
+        return self.is_active(node) or node.op_type in NO_KERNEL.get(self.backend, ())
 
     def drop_absorbed(self) -> None:
         """Remove a Relu or Clip whose bounds the integer grid of its output keeps anyway."""
@@ -208,7 +215,7 @@ class _Emitter:
         import onnx
 
         for node in list(self.graph.node):
-            if node.op_type not in WEIGHTED or self.is_active(node) or node.input[1] in self.spec.weights:
+            if node.op_type not in WEIGHTED or self.is_active(node) or self.has_integer_weight(node):
                 continue
             if not self.is_active(self.view.producer.get(node.input[0])):
                 continue

@@ -137,6 +137,17 @@ def test_nodes_kept_float_stay_float(net, tmp_path):
     assert makers(made)["y"].op_type == "Gemm"
 
 
+def test_nodes_that_one_backend_keeps_float_keep_their_weights_there(net, spec, tmp_path):
+    kept = spec.model_copy(update={"keep_float": {"onnxruntime": {"project": "sensitive"}}})
+    made = emit(net, kept, "affine", "onnxruntime")
+    kinds = optimized_kinds(made, tmp_path)
+    assert kinds.count("QLinearConv") == 5
+    np.testing.assert_array_equal(values(made)["project.weight"], values(net)["project.weight"])
+    np.testing.assert_array_equal(values(made)["project.bias"], values(net)["project.bias"])
+    elsewhere = emit(net, kept, "affine", "openvino")
+    assert values(elsewhere)["project.weight/quantized"].dtype == np.int8
+
+
 def test_file_is_about_four_times_smaller():
     b = Builder()
     b.conv("x", "one", 64, 3)
