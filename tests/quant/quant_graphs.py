@@ -30,7 +30,7 @@ class Builder:
     def conv(self, x, name, out, inputs, kernel=3, groups=1, bias=True, **more):
         weight = self.weight(f"{name}.weight", out, inputs // groups, kernel, kernel)
         extra = [self.weight(f"{name}.bias", out, scale=0.2)] if bias else []
-        pads = [kernel // 2] * 4
+        pads = more.pop("pads", [kernel // 2] * 4)
         return self.add("Conv", [x, weight, *extra], name, kernel_shape=[kernel] * 2, pads=pads, group=groups, **more)
 
     def model(self, inputs, outputs, opset=18):
