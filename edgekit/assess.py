@@ -81,7 +81,7 @@ class Oracle:
     @cached_property
     def inputs(self) -> Arrays:
         """The evaluation split as the model takes it."""
-        return [self.split.preprocess.apply(self.split.inputs)]
+        return [*self.split.ready(self.model.inputs)]
 
     @cached_property
     def outputs(self) -> Arrays:

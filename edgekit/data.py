@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,10 @@ import numpy.typing as npt
 from edgekit.agent.preprocess import preprocess as to_model_input
 from edgekit.errors import UsageError
 from edgekit.model import TensorSpec
+
+Array = npt.NDArray[Any]
+Inputs = Array | Mapping[str, Array]
+"""Samples `[N, ...]` of a network with one input, or one array an input by its name."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +54,90 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Split:
-    """`inputs` `[N, ...]` as stored (often uint8), `labels` `[N]` int64 or None, `ids` one per sample."""
+    """Samples as stored, `labels` `[N]` int64 or None, `ids` one per sample.
+
+    `inputs` is one array `[N, ...]` (often uint8), or, for a network with several inputs, a mapping from the name of
+    an input to its array. `preprocess` is for the one input that takes floats; all others are passed on as they are.
+    """
 
     name: str
-    inputs: npt.NDArray[np.generic]
+    inputs: Inputs
     labels: npt.NDArray[np.int64] | None
     ids: tuple[str, ...]
     preprocess: Preprocess
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(next(iter(self.arrays.values())))
+
+    @property
+    def arrays(self) -> Mapping[str, Array]:
+        """All arrays by the name of their input; a single one without a name is called ""."""
+        return self.inputs if isinstance(self.inputs, Mapping) else {"": self.inputs}
+
+    @property
+    def array(self) -> Array:
+        """The samples where there is one array.
+
+        Raises:
+            UsageError: there are several.
+        """
+        if len(self.arrays) != 1:
+            raise UsageError(f"Split {self.name!r} holds several arrays a sample: {', '.join(self.arrays)}.")
+        return next(iter(self.arrays.values()))
+
+    def stored(self, specs: Sequence[TensorSpec]) -> list[Array]:
+        """The arrays as stored, in the order of the network's inputs.
+
+        Raises:
+            UsageError: an input has no array.
+        """
+        if not isinstance(self.inputs, Mapping) and len(specs) == 1:
+            return [self.inputs]
+        missing = [spec.name for spec in specs if spec.name not in self.arrays]
+        if missing:
+            has = ", ".join(repr(name) for name in self.arrays if name) or "one array without a name"
+            raise UsageError(
+                f"Split {self.name!r} has no samples for the input {', '.join(map(repr, missing))} of the model; it "
+                f"has {has}. Store one array an input, under its name: `x.{missing[0]}` in an .npz, or a dict of "
+                "arrays from a function."
+            )
+        return [self.arrays[spec.name] for spec in specs]
+
+    def ready(self, specs: Sequence[TensorSpec], rows: slice | npt.NDArray[np.int64] = slice(None)) -> list[Array]:
+        """The samples at `rows` as the network takes them: one array an input, in the order of `specs`.
+
+        Raises:
+            UsageError: an input has no array, or one of another kind (text, fractions for integers).
+        """
+        return [self._ready(array[rows], spec) for array, spec in zip(self.stored(specs), specs, strict=True)]
+
+    def _ready(self, raw: Array, spec: TensorSpec) -> Array:
+        dtype = np.dtype(spec.dtype)
+        if dtype.kind == "f":
+            return self.preprocess.apply(raw).astype(dtype, copy=False)
+        if raw.dtype.kind not in "biu":
+            raise UsageError(
+                f"Samples of split {self.name!r} are {raw.dtype}; the input {spec.name!r} takes {spec.dtype}."
+            )
+        low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        if raw.size and not np.can_cast(raw.dtype, dtype) and not low <= int(raw.min()) <= int(raw.max()) <= high:
+            raise UsageError(
+                f"Samples of split {self.name!r} hold values from {raw.min()} to {raw.max()}; the input "
+                f"{spec.name!r} takes {spec.dtype}."
+            )
+        if self.preprocess.layout and self.preprocess.to:
+            raw = self.preprocess.apply(raw)
+        return np.ascontiguousarray(raw.astype(dtype, copy=False))
 
     def take(self, rows: npt.NDArray[np.int64], name: str | None = None) -> Split:
         """The samples at `rows`, in that order, under the name `name`; ids stay those of the source."""
         labels = None if self.labels is None else self.labels[rows]
         ids = tuple(self.ids[row] for row in rows)
-        return Split(name or self.name, self.inputs[rows], labels, ids, self.preprocess)
+        if isinstance(self.inputs, Mapping):
+            inputs: Inputs = {key: array[rows] for key, array in self.inputs.items()}
+        else:
+            inputs = self.inputs[rows]
+        return Split(name or self.name, inputs, labels, ids, self.preprocess)
 
 
 @dataclass(frozen=True)
@@ -96,10 +169,10 @@ class DataSet:
 
 
 def batches(split: Split, size: int, *, limit: int | None = None) -> Iterator[npt.NDArray[np.float32]]:
-    """Preprocessed batches in order: `size` samples each (the last may be smaller), `limit` samples in all."""
+    """Preprocessed batches of one input, in order: `size` samples each, the last maybe less, `limit` in all."""
     end = len(split) if limit is None else min(limit, len(split))
     for start in range(0, end, size):
-        yield split.preprocess.apply(split.inputs[start : min(start + size, end)])
+        yield split.preprocess.apply(split.array[start : min(start + size, end)])
 
 
 def check_against(data: DataSet, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec] = ()) -> None:
@@ -112,31 +185,67 @@ def check_against(data: DataSet, inputs: Sequence[TensorSpec], outputs: Sequence
     >>> data = load_data("calibration_data/fashion_mnist")
     >>> check_against(data, [TensorSpec("image", "float32", ("batch", 1, 28, 28))])
     """
-    if len(inputs) != 1:
-        raise UsageError(
-            f"Data {data.name!r} holds one array a sample, the model has {len(inputs)} inputs: "
-            f"{', '.join(i.name for i in inputs)}. Only models with one input can be fed."
-        )
+    _check_feedable(data, inputs)
     for split in data.splits.values():
-        _check_inputs(data.name, split, inputs[0])
+        try:
+            arrays = split.stored(inputs)
+        except UsageError as error:
+            raise UsageError(f"Data {data.name!r}: {error}") from None
+        for array, spec in zip(arrays, inputs, strict=True):
+            _check_input(data.name, split, array, spec)
         _check_labels(data, split, outputs)
 
 
-def _check_inputs(name: str, split: Split, spec: TensorSpec) -> None:
-    where = f"Data {name!r}, split {split.name!r}"
-    if spec.dtype != "float32":
-        raise UsageError(f"{where}: the model's input {spec.name!r} takes {spec.dtype}; only float32 can be fed.")
-    if split.inputs.dtype.kind in "iu" and split.inputs.dtype.itemsize > 2 and split.preprocess.identity:
+def _check_feedable(data: DataSet, inputs: Sequence[TensorSpec]) -> None:
+    """Every input must be cut into samples along its first axis, and preprocessing needs one input of floats."""
+    names = ", ".join(f"{spec.name!r} ({spec.dtype})" for spec in inputs)
+    if not inputs:
+        raise UsageError("The model has no input: there is nothing to feed samples to.")
+    for spec in inputs:
+        if not spec.shape:
+            raise UsageError(f"The model's input {spec.name!r} is a scalar: it has no first axis for the samples.")
+        if np.dtype(spec.dtype).kind not in "fiub":
+            raise UsageError(f"The model's input {spec.name!r} takes {spec.dtype}; only numbers can be fed.")
+    fixed = {spec.shape[0] for spec in inputs if isinstance(spec.shape[0], int)}
+    if len(fixed) > 1:
+        sizes = ", ".join(f"{spec.name!r} {list(spec.shape)}" for spec in inputs)
+        raise UsageError(f"The model's inputs are fixed to different batches, and cannot be cut into samples: {sizes}.")
+    floats = [spec for spec in inputs if np.dtype(spec.dtype).kind == "f"]
+    values = all(split.preprocess.identity for split in data.splits.values())
+    layouts = all(not split.preprocess.layout for split in data.splits.values())
+    if len(inputs) > 1 and len(floats) != 1 and not (values and layouts):
         raise UsageError(
-            f"{where}: samples are {split.inputs.dtype}, the model's input {spec.name!r} is float32. Store them as "
+            f"Data {data.name!r} has `preprocess`, which is for one input of floats; the model takes {names}. "
+            "Store the samples as the model takes them, and leave `preprocess` out."
+        )
+    if not floats and not values:
+        raise UsageError(
+            f"Data {data.name!r} has `preprocess: {{scale, offset}}`, which gives float32; the model takes {names}. "
+            "Set `preprocess: {scale: 1, offset: 0}`."
+        )
+
+
+def _check_input(name: str, split: Split, array: Array, spec: TensorSpec) -> None:
+    where = f"Data {name!r}, split {split.name!r}"
+    floats = np.dtype(spec.dtype).kind == "f"
+    if floats and array.dtype.kind in "iu" and array.dtype.itemsize > 2 and split.preprocess.identity:
+        raise UsageError(
+            f"{where}: samples are {array.dtype}, the model's input {spec.name!r} is {spec.dtype}. Store them as "
             "float32 or uint8, or give `preprocess: {scale: ...}` if they are raw values."
         )
-    seen = split.preprocess.apply(split.inputs[:1]).shape
+    if floats and array.dtype.kind == "b":
+        raise UsageError(
+            f"{where}: samples are bool, the model's input {spec.name!r} is {spec.dtype}. Store them as float32."
+        )
+    try:
+        seen = split._ready(array if not floats else array[:1], spec).shape
+    except UsageError as error:
+        raise UsageError(f"Data {name!r}: {error}") from None
     fits = len(seen) == len(spec.shape) and all(
         isinstance(want, str) or want == got for want, got in zip(spec.shape[1:], seen[1:], strict=True)
     )
     if not fits:
-        raw, wanted = list(split.inputs.shape[1:]), ", ".join(map(str, spec.shape[1:]))
+        raw, wanted = list(array.shape[1:]), ", ".join(map(str, spec.shape[1:]))
         raise UsageError(
             f"{where}: a sample has shape {raw}, after preprocessing {list(seen[1:])}; the model's input {spec.name!r} "
             f"wants [{wanted}]. Check `preprocess: {{layout: ..., to: ...}}` and the size of the samples."

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from edgekit.data import DataSet, Preprocess
+from edgekit.data import Array, DataSet, Inputs, Preprocess
 from edgekit.datasplits import Raw, check_split, complete, samples_digest
 from edgekit.errors import UsageError
 from edgekit.usercode import call_function, is_function
@@ -20,8 +20,6 @@ from edgekit.yamlfile import ModelT, explain, read_yaml
 
 MAX_ARRAY_BYTES = 16 * 2**30
 ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "calib": "calibration", "eval": "test"}
-
-Array = npt.NDArray[Any]
 
 
 class _Value(BaseModel):
@@ -52,7 +50,7 @@ class ImageSettings(_Value):
 
 
 class CardSplit(_Value):
-    """One split: an `.npz` with `x` and `y`, of which `rows` `[start, end]` (all without it)."""
+    """One split: an `.npz` with `x` (or `x.<input>`, ...) and `y`, of which `rows` `[start, end]` (all without it)."""
 
     file: str
     rows: tuple[int, int] | None = None
@@ -101,7 +99,8 @@ def load_data(
 
     Args:
         source: a folder with `card.yaml`, a folder of images by class, a folder of one `.npz` a split, an `.npz`
-            file (`x` and `y`, or `<split>_x` and `<split>_y`), or `module.py:function`.
+            file (`x` and `y`, or `<split>_x` and `<split>_y`), or `module.py:function`. For a network with several
+            inputs `x` is one array each: `x.input_ids`, `x.attention_mask`, or a dict from a function.
         base: what a relative source is relative to.
         task: "classification", or "none" for data without class labels; None takes it from the source.
         preprocess: values that replace the source's own: `scale`, `offset`, `layout`, `to`.
@@ -208,16 +207,27 @@ def _renamed(found: _Found, splits: Mapping[str, str]) -> _Found:
 
 def _read_npz(path: Path) -> dict[str, Raw]:
     arrays = _arrays(path)
-    if "x" in arrays:
-        pairs = {"all": ("x", "y")}
-    else:
-        names = [key.removesuffix("_x") for key in arrays if key.endswith("_x")]
-        pairs = {_canonical(name): (f"{name}_x", f"{name}_y") for name in names}
-    if not pairs:
+    samples: dict[str, dict[str, Array]] = {}  # `x` or `<split>_x` -> input ("" where it is not named) -> array
+    for key, array in arrays.items():
+        found = re.fullmatch(r"(x|.*?_x)(?:\.(.+))?", key)
+        if found:
+            samples.setdefault(found[1], {})[found[2] or ""] = array
+    if "x" in samples:
+        samples = {"x": samples["x"]}
+    if not samples:
         raise UsageError(
-            f"{path} holds {', '.join(arrays) or 'nothing'}: edgekit reads `x` and `y`, or `<split>_x` and `<split>_y`."
+            f"{path} holds {', '.join(arrays) or 'nothing'}: edgekit reads `x` and `y`, or `<split>_x` and "
+            "`<split>_y`; for a network with several inputs `x.<input>` each."
         )
-    return {name: (arrays[x], arrays.get(y), None) for name, (x, y) in pairs.items()}
+    for group, named in samples.items():
+        if "" in named and len(named) > 1:
+            others = ", ".join(f"{group}.{name}" for name in named if name)
+            raise UsageError(f"{path} holds both {group!r} and {others}: name all of them or none.")
+    found_splits: dict[str, Raw] = {}
+    for group, named in samples.items():
+        split = "all" if group == "x" else _canonical(group.removesuffix("_x"))
+        found_splits[split] = (named.get("", named), arrays.get(f"{group.removesuffix('x')}y"), None)
+    return found_splits
 
 
 def _only(path: Path, splits: Mapping[str, Raw]) -> Raw:
@@ -292,10 +302,12 @@ def _from_card(path: Path) -> _Found:
 
 def _rows(raw: Raw, stem: str, rows: tuple[int, int] | None) -> Raw:
     x, y, _ = raw
-    start, end = rows or (0, len(x))
-    if not 0 <= start < end <= len(x):
-        raise UsageError(f"Rows {start} to {end} are not within the {len(x)} samples of {stem}.npz.")
-    return x[start:end], None if y is None else y[start:end], tuple(f"{stem}/{i}" for i in range(start, end))
+    count = min(len(array) for array in x.values()) if isinstance(x, Mapping) else len(x)
+    start, end = rows or (0, count)
+    if not 0 <= start < end <= count:
+        raise UsageError(f"Rows {start} to {end} are not within the {count} samples of {stem}.npz.")
+    part: Inputs = {key: array[start:end] for key, array in x.items()} if isinstance(x, Mapping) else x[start:end]
+    return part, None if y is None else y[start:end], tuple(f"{stem}/{i}" for i in range(start, end))
 
 
 def _from_function(source: str, base: Path) -> _Found:
@@ -316,8 +328,8 @@ def _from_function(source: str, base: Path) -> _Found:
         )
     if isinstance(result, Mapping) and result and all(isinstance(v, tuple) and len(v) == 2 for v in result.values()):
         try:
-            pairs = {
-                _canonical(str(k)): (np.asarray(x), None if y is None else np.asarray(y), None)
+            pairs: dict[str, Raw] = {
+                _canonical(str(k)): (_inputs(source, x), None if y is None else np.asarray(y), None)
                 for k, (x, y) in result.items()
             }
         except ValueError as error:
@@ -327,3 +339,12 @@ def _from_function(source: str, base: Path) -> _Found:
         f"{source} returned {type(result).__name__}: it must return an edgekit.DataSet or a dict of "
         "split name -> (samples, labels or None)."
     )
+
+
+def _inputs(source: str, samples: object) -> Inputs:
+    """What a function gave as samples: an array, or a dict of arrays by the name of the network's input."""
+    if not isinstance(samples, Mapping):
+        return np.asarray(samples)
+    if not samples:
+        raise UsageError(f"{source} returned an empty dict as samples: name at least one input of the network.")
+    return {str(key): np.asarray(array) for key, array in samples.items()}

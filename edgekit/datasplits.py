@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.data import Preprocess, Split
+from edgekit.data import Array, Inputs, Preprocess, Split
 from edgekit.errors import UsageError
 
 HELD_OUT = 0.2
@@ -18,28 +17,41 @@ HELD_OUT = 0.2
 CALIBRATION_SAMPLES = 1024
 """Samples of `train` that serve as `calibration` where a source has no such split (never more than a quarter)."""
 
-Array = npt.NDArray[Any]
-Raw = tuple[Array, Array | None, tuple[str, ...] | None]
-"""Samples, labels, ids (None: numbered)."""
+Raw = tuple[Inputs, Array | None, tuple[str, ...] | None]
+"""Samples (one array, or one an input of the network), labels, ids (None: numbered)."""
 
 
 def check_split(data: str, name: str, raw: Raw, preprocess: Preprocess, *, labelled: bool, classes: int) -> Split:
     """One split, with every sample and label looked at."""
-    x, y, ids = raw
+    inputs, y, ids = raw
     where = f"Data {data!r}, split {name!r}"
-    if x.ndim < 2 or x.size == 0:
-        seen = "is empty" if x.size == 0 else "holds no samples with values"
-        raise UsageError(f"{where} {seen}: its array has shape {list(x.shape)}, [N, ...] with N >= 1 is needed.")
-    if x.dtype.kind not in "uif":
-        raise UsageError(f"{where}: samples are of type {x.dtype}; integers or floats are needed.")
-    if ids is not None and (len(ids) != len(x) or len(set(ids)) != len(ids)):
-        raise UsageError(f"{where}: {len(x)} samples need as many different ids, got {len(set(ids))}.")
-    if x.dtype.kind == "f":
-        _check_finite(where, x)
+    if isinstance(inputs, Mapping):
+        for key, array in inputs.items():
+            _check_samples(f"{where}, input {key!r}", array, least=1, kinds="uifb")
+        counts = {key: len(array) for key, array in inputs.items()}
+        if len(set(counts.values())) != 1:
+            seen = ", ".join(f"{key!r} {count}" for key, count in counts.items())
+            raise UsageError(f"{where}: the inputs hold different numbers of samples: {seen}.")
+        count = next(iter(counts.values()))
+    else:
+        _check_samples(where, inputs, least=2, kinds="uif")
+        count = len(inputs)
+    if ids is not None and (len(ids) != count or len(set(ids)) != len(ids)):
+        raise UsageError(f"{where}: {count} samples need as many different ids, got {len(set(ids))}.")
     labels = None
     if labelled and y is not None:
-        labels = _check_labels(where, y, len(x), classes)
-    return Split(name, x, labels, ids or tuple(f"{name}/{i}" for i in range(len(x))), preprocess)
+        labels = _check_labels(where, y, count, classes)
+    return Split(name, inputs, labels, ids or tuple(f"{name}/{i}" for i in range(count)), preprocess)
+
+
+def _check_samples(where: str, x: Array, *, least: int, kinds: str) -> None:
+    if x.ndim < least or x.size == 0:
+        seen = "is empty" if x.size == 0 else "holds no samples with values"
+        raise UsageError(f"{where} {seen}: its array has shape {list(x.shape)}, [N, ...] with N >= 1 is needed.")
+    if x.dtype.kind not in kinds:
+        raise UsageError(f"{where}: samples are of type {x.dtype}; integers or floats are needed.")
+    if x.dtype.kind == "f":
+        _check_finite(where, x)
 
 
 def _check_finite(where: str, x: Array) -> None:
@@ -124,8 +136,11 @@ def samples_digest(splits: Mapping[str, Split]) -> str:
     total = hashlib.sha256()
     for name in sorted(splits):
         split = splits[name]
-        total.update(f"{name} {split.inputs.dtype.str} {split.inputs.shape} {split.preprocess}".encode())
-        total.update(np.ascontiguousarray(split.inputs).data)
+        for key in sorted(split.arrays):
+            array = split.arrays[key]
+            called = f"{name}.{key}" if key else name
+            total.update(f"{called} {array.dtype.str} {array.shape} {split.preprocess}".encode())
+            total.update(np.ascontiguousarray(array).data)
         if split.labels is not None:
             total.update(split.labels.data)
     return total.hexdigest()

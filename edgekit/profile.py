@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.agent import stats
+from edgekit.agent.arrays import write_npz
 from edgekit.assess import Oracle
 from edgekit.building import model_digest
 from edgekit.bundle import Bundle
@@ -55,15 +56,29 @@ class Profiler:
 
     @property
     def inputs(self) -> Path:
-        """The evaluation split as stored, for the agent: it does the preprocessing."""
-        path = self.space.work / f"inputs-{self.oracle.data.sha256[:16]}.npy"  # resuming may bring other data
+        """The evaluation split for the agent, which does the preprocessing: a .npy, an .npz for several inputs."""
+        specs = self.oracle.model.inputs
+        suffix = ".npy" if len(specs) == 1 else ".npz"
+        path = self.space.work / f"inputs-{self.oracle.data.sha256[:16]}{suffix}"  # resuming may bring other data
         if not path.exists():
+            arrays = self._fed()
             with writing_to(self.space.root):
                 temporary = path.with_suffix(".part")
                 with temporary.open("wb") as file:
-                    np.save(file, self.oracle.split.inputs, allow_pickle=False)
+                    if len(arrays) == 1:
+                        np.save(file, arrays[0], allow_pickle=False)
+                    else:
+                        write_npz(file, dict(zip((spec.name for spec in specs), arrays, strict=True)))
                 temporary.replace(path)
         return path
+
+    def _fed(self) -> list[Any]:
+        """As stored where the agent can tell by the type that preprocessing is due, else as the model takes it."""
+        split, specs = self.oracle.split, self.oracle.model.inputs
+        raw = split.stored(specs)
+        due = [np.dtype(spec.dtype).kind == "f" and x.dtype != spec.dtype for spec, x in zip(specs, raw, strict=True)]
+        prepared = self.oracle.inputs
+        return [x if wait else ready for x, ready, wait in zip(raw, prepared, due, strict=True)]
 
     def answers(self, bundle: Bundle, result: Result) -> Result:
         """The task's metrics, agreement and signal-to-noise ratio, from the bundle's own outputs."""

@@ -430,8 +430,8 @@ def data_of(x: np.ndarray, y: np.ndarray | None = None, **preprocess) -> DataSet
         (data_of(np.zeros((2, 4, 4), np.uint8)), [("x", "float32", ("n", 1, 4, 4))], "wants [1, 4, 4]"),
         (data_of(np.zeros((2, 5), np.float32)), [("x", "float32", ("n", 4))], "a sample has shape [5]"),
         (data_of(np.zeros((2, 4), np.int64)), [("x", "float32", ("n", 4))], "samples are int64"),
-        (data_of(np.zeros((2, 4))), [("x", "int64", ("n", 4))], "takes int64; only float32 can be fed"),
-        (data_of(np.zeros((2, 4))), [("a", "float32", ("n", 4)), ("b", "float32", ("n", 4))], "has 2 inputs: a, b"),
+        (data_of(np.zeros((2, 4))), [("x", "int64", ("n", 4))], "are float64; the input 'x' takes int64"),
+        (data_of(np.zeros((2, 4))), [("a", "float32", ("n", 4)), ("b", "float32", ("n", 4))], "for the input 'a', 'b'"),
     ],
 )
 def test_data_that_the_model_cannot_take(data, inputs, message):

@@ -101,7 +101,6 @@ class Quantize(BaseModel):
         """The QuantSpec, and whether calibrators were compared on samples that did not calibrate."""
         from edgekit.quant.choose import choose
 
-        spec = _only_input(model)
         split = ctx.data.split("calibration" if "calibration" in ctx.data.splits else "train")
         if not len(split):
             raise UsageError(f"The split {split.name!r} of data {ctx.data.name!r} is empty: nothing to calibrate on.")
@@ -110,8 +109,8 @@ class Quantize(BaseModel):
         choice = choose(
             proto,
             planned,
-            feed(split, inner, spec),
-            feed(split, held, spec),
+            feed(split, inner, model.inputs),
+            feed(split, held, model.inputs),
             self.calibration,
             source={key: value for key, value in facts.items() if value},
             progress=ctx.progress,
@@ -154,26 +153,38 @@ def partition(available: int, wanted: int, *, compares: bool) -> tuple[range, ra
     return range(total - held), range(total - held, total)
 
 
-def feed(split: Split, rows: range, spec: TensorSpec) -> Batches:
-    """A stream of checked batches for the network's input."""
-    size = _batch_size(spec, split)
+def feed(split: Split, rows: range, specs: Sequence[TensorSpec]) -> Batches:
+    """A stream of checked batches, one array an input of the network.
 
-    def stream() -> Iterator[tuple[npt.NDArray[Any]]]:
+    A batch that the network fixes is filled up by repeating samples where there are not enough for one; what is left
+    over after whole batches is left out.
+    """
+    fixed = _fixed_batch(specs)
+    size = fixed or _batch_size(specs, split)
+
+    def stream() -> Iterator[list[npt.NDArray[Any]]]:
         for start in range(rows.start, rows.stop, size):
             stop = min(start + size, rows.stop)
-            if isinstance(spec.shape[0], int) and stop - start < size:
+            if fixed and stop - start < size and start > rows.start:
                 return
-            yield (_checked(split.preprocess.apply(split.inputs[start:stop]), split, spec),)
+            batch = split.ready(specs, slice(start, stop))
+            ready = [_checked(array, split, spec) for array, spec in zip(batch, specs, strict=True)]
+            yield [np.resize(array, (size, *array.shape[1:])) if fixed else array for array in ready]
 
-    if isinstance(spec.shape[0], int) and rows and len(rows) < size:
-        raise UsageError(f"The network's batch is fixed to {size}: calibration needs at least as many samples.")
     return stream
 
 
-def _batch_size(spec: TensorSpec, split: Split) -> int:
-    if isinstance(spec.shape[0], int):
-        return spec.shape[0]
-    values = int(np.prod(split.inputs.shape[1:], dtype=np.int64))
+def _fixed_batch(specs: Sequence[TensorSpec]) -> int:
+    """The batch that the network's inputs are fixed to, 0 where it is free."""
+    fixed = {spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], int)}
+    if len(fixed) > 1 or not all(spec.shape for spec in specs):
+        seen = ", ".join(f"{spec.name!r} {list(spec.shape)}" for spec in specs)
+        raise UsageError(f"The network's inputs cannot be cut into samples along one first axis: {seen}.")
+    return next(iter(fixed), 0)
+
+
+def _batch_size(specs: Sequence[TensorSpec], split: Split) -> int:
+    values = sum(int(np.prod(array.shape[1:], dtype=np.int64)) for array in split.stored(specs))
     return int(np.clip(BATCH_VALUES // max(values, 1), 1, BATCH))
 
 
@@ -191,18 +202,11 @@ def _checked(batch: npt.NDArray[Any], split: Split, spec: TensorSpec) -> npt.NDA
             f"Calibration samples of split {split.name!r} are {batch.dtype} after preprocessing; the input "
             f"{spec.name!r} takes {spec.dtype}."
         )
-    if not np.isfinite(batch).all():
+    if batch.dtype.kind == "f" and not np.isfinite(batch).all():
         raise UsageError(
             f"Calibration samples of split {split.name!r} hold NaN or infinity after preprocessing. Remove them."
         )
     return batch
-
-
-def _only_input(model: OnnxModel) -> TensorSpec:
-    if len(model.inputs) != 1:
-        names = ", ".join(spec.name for spec in model.inputs)
-        raise UsageError(f"Calibration feeds one input; the network has {len(model.inputs)}: {names}.")
-    return model.inputs[0]
 
 
 def _notes(planned: Plan, choice: Choice, *, apart: bool) -> tuple[str, ...]:

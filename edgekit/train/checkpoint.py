@@ -29,7 +29,7 @@ def digest(settings: Any, student: nn.Module, teacher: nn.Module, *samples: Samp
             made.update(value.detach().cpu().contiguous().numpy().tobytes())
     for part in samples:
         made.update(part.rows.tobytes())
-        made.update(f"{part.split.name}{part.split.inputs.shape}{part.split.inputs.dtype}".encode())
+        made.update(f"{part.split.name}{part.split.array.shape}{part.split.array.dtype}".encode())
     return made.hexdigest()
 
 

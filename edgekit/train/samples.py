@@ -35,7 +35,7 @@ class Samples:
     def batch(self, at: Rows) -> tuple[Tensor, Tensor | None]:
         """The samples at positions `at`: model inputs `[n, ...]` float32 and labels `[n]` or None."""
         rows = self.rows[at]
-        inputs = torch.from_numpy(np.ascontiguousarray(self.split.preprocess.apply(self.split.inputs[rows])))
+        inputs = torch.from_numpy(np.ascontiguousarray(self.split.preprocess.apply(self.split.array[rows])))
         labels = self.split.labels
         return inputs, None if labels is None else torch.from_numpy(labels[rows].astype(np.int64))
 

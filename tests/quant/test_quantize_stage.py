@@ -159,9 +159,9 @@ def test_a_network_that_normalises_before_it_convolves_runs_in_integers():
 def test_a_fixed_batch_is_kept():
     spec = model().inputs[0]
     fixed = type(spec)(spec.name, spec.dtype, (8, 3, 12, 12))
-    assert [len(batch[0]) for batch in feed(split(samples(20)), range(20), fixed)()] == [8, 8]
-    with pytest.raises(UsageError, match="fixed to 8"):
-        feed(split(samples(20)), range(5), fixed)
+    assert [len(batch[0]) for batch in feed(split(samples(20)), range(20), [fixed])()] == [8, 8]
+    ((few,),) = feed(split(samples(20)), range(5), [fixed])()
+    np.testing.assert_array_equal(few, samples(20)[[0, 1, 2, 3, 4, 0, 1, 2]])
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_wrong_dtype_and_many_inputs_are_refused():
         """<ir_version: 8, opset_import: ["": 18]>
         net (int64[n, 4] a, float[n, 4] b) => (float[n, 4] y) { c = Cast<to = 1>(a)  y = Add(c, b) }"""
     )
-    with pytest.raises(UsageError, match="feeds one input; the network has 2: a, b"):
+    with pytest.raises(UsageError, match="no samples for the input 'a', 'b' of the model; it has one array"):
         Quantize().apply(model(proto), context(np.zeros((8, 4), np.float32)))
     proto = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["": 18]>
@@ -202,7 +202,7 @@ def test_wrong_dtype_and_many_inputs_are_refused():
         net (int64[n, 4] a) => (float[n, 4] y)
         <float[4, 4] w = {1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4}> { c = Cast<to = 1>(a)  y = MatMul(c, w) }"""
     )
-    with pytest.raises(UsageError, match="are float32 after preprocessing; the input 'a' takes int64"):
+    with pytest.raises(UsageError, match="are float32; the input 'a' takes int64"):
         stage.apply(model(proto), context(np.zeros((8, 4), np.float32)))
 
 
