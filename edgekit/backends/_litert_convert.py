@@ -42,7 +42,7 @@ def _convert(proto: onnx.ModelProto, inputs: Sequence[npt.NDArray[np.generic]]) 
         litert_torch = require("litert_torch", extra="litert", why="converting for LiteRT")
     from edgekit.graph.torch_view import torch_view
 
-    view = torch_view(proto).eval()
+    view = torch_view(_settled(proto, inputs)).eval()
     args = tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in inputs)
     with quiet() as said:
         litert_torch.config.show_progress = False
@@ -54,6 +54,27 @@ def _convert(proto: onnx.ModelProto, inputs: Sequence[npt.NDArray[np.generic]]) 
                 return fb.write(fb.read(path.read_bytes()))
         except Exception as error:
             raise _stopped(proto, error, said) from error
+
+
+def _settled(proto: onnx.ModelProto, inputs: Sequence[npt.NDArray[np.generic]]) -> onnx.ModelProto:
+    """The graph with its shape arithmetic computed: every extent is known here, and LiteRT has few kernels for it."""
+    import onnx
+
+    from edgekit.graph.normalise import normalise
+
+    if not any(node.op_type in ("Shape", "Size") for node in proto.graph.node):
+        return proto
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(proto)
+    constant = {tensor.name for tensor in fixed.graph.initializer}
+    given = [value for value in fixed.graph.input if value.name not in constant]
+    for value, array in zip(given, inputs, strict=True):
+        for dim, extent in zip(value.type.tensor_type.shape.dim, array.shape, strict=True):
+            dim.dim_value = extent
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del fixed.graph.value_info[:]
+    return normalise(fixed)
 
 
 def _has_wide_ends(proto: onnx.ModelProto) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,26 @@ def _gather(x: Tensor, index: Tensor, axis: int) -> Tensor:
     return taken.reshape([*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]])
 
 
+def gather_nd(op: Operator) -> Step:
+    """GatherND: the last axis of the indices holds positions in the axes behind the batch's."""
+    return Step(Function(_gather_nd, batch=op.attributes.get("batch_dims", 0)), (0, 1))
+
+
+def _gather_nd(x: Tensor, index: Tensor, batch: int) -> Tensor:
+    taken = int(index.shape[-1])
+    inner = list(x.shape[batch : batch + taken])
+    place = torch.zeros(index.shape[:-1], dtype=torch.int64, device=x.device)
+    for axis, extent in enumerate(inner):
+        one = index[..., axis].to(torch.int64)
+        place = place * extent + torch.where(one < 0, one + extent, one)
+    if batch:
+        groups = torch.arange(math.prod(x.shape[:batch]), device=x.device) * math.prod(inner)
+        place = place + groups.reshape([*x.shape[:batch], *[1] * (place.dim() - batch)])
+    rest = x.shape[batch + taken :]
+    flat = x.reshape([-1, *rest])
+    return flat.index_select(0, place.reshape(-1)).reshape([*index.shape[:-1], *rest])
+
+
 def slice_(op: Operator) -> Step:
     """Slice with constant bounds; backwards by flipping."""
     starts, ends = op.static(1) or [], op.static(2) or []
@@ -230,14 +251,19 @@ def _full(extents: Any, value: float, dtype: torch.dtype) -> Tensor:
 
 
 def range_(op: Operator) -> Step:
-    """Range."""
-    return Step(Function(_range), (0, 1, 2))
+    """Range. Constant bounds stay numbers: an export could not look into a tensor."""
+    fixed = [op.constant(i) for i in range(3)]
+    known = [None if value is None else value.item() for value in fixed]
+    dtypes = [DTYPES[onnx.helper.np_dtype_to_tensor_dtype(value.dtype)] for value in fixed if value is not None]
+    inputs = tuple(i for i, value in enumerate(fixed) if value is None)
+    return Step(Function(_range, known=known, dtype=dtypes[0] if dtypes else None), inputs)
 
 
-def _range(*bounds: Any) -> Tensor:
-    numbers = [bound.item() for bound in bounds]
-    dtype = next((bound.dtype for bound in bounds if isinstance(bound, Tensor)), torch.int64)
-    return torch.arange(*numbers, dtype=dtype)
+def _range(*bounds: Any, known: list[Any], dtype: torch.dtype | None) -> Tensor:
+    given = iter(bounds)
+    numbers = [next(given).item() if number is None else number for number in known]
+    kind = next((bound.dtype for bound in bounds if isinstance(bound, Tensor)), dtype or torch.int64)
+    return torch.arange(*numbers, dtype=kind)
 
 
 def depth_to_space(op: Operator) -> Step:
@@ -273,6 +299,7 @@ OPERATORS: dict[str, Entry] = {
     "Expand": expand,
     "Flatten": flatten,
     "Gather": gather,
+    "GatherND": gather_nd,
     "Pad": pad,
     "Range": range_,
     "Reshape": reshape,
