@@ -144,10 +144,24 @@ class _Planner:
         return None
 
     def elementwise(self, node: onnx.NodeProto) -> str | None:
+        if self.scores(node):
+            return "what it makes are the scores of an attention, and a mask among them needs more than 8 bits"
         operands = [name for name in node.input if not self.view.is_constant(name)]
         if not operands or not all(self.view.is_float(name) for name in node.input):
             return "its operands are not float32 activations"
         return None if any(name in self.integer for name in operands) else "among float operators"
+
+    def scores(self, node: onnx.NodeProto) -> bool:
+        """Whether only the Softmax of an attention reads the result, straight or behind more of the kind."""
+        readers = self.view.consumers[node.output[0]]
+        return bool(readers) and all(
+            self.attends(reader) or (reader.op_type in ELEMENTWISE and self.scores(reader)) for reader in readers
+        )
+
+    def attends(self, node: onnx.NodeProto) -> bool:
+        """Whether a Softmax weighs computed values: a product with what is no constant reads it."""
+        readers = self.view.consumers[node.output[0]] if node.op_type == "Softmax" else []
+        return any(r.op_type == "MatMul" and not any(self.view.is_constant(i) for i in r.input) for r in readers)
 
     def unary(self, node: onnx.NodeProto) -> str | None:
         return None if node.input[0] in self.integer else "among float operators"

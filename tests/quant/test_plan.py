@@ -89,3 +89,18 @@ def test_weights_of_matrix_products():
     assert made.weights == {"w": 1}
     assert set(made.nodes) == {"product", "y"}
     assert set(made.ranges) == {"x", "turned", "product", "y"}
+
+
+def test_scores_of_an_attention_stay_float():
+    b = Builder()
+    for name in ("query", "key", "value"):
+        b.add("MatMul", ["x", b.weight(f"{name}.weight", 8, 8)], name)
+    b.add("Transpose", ["key"], "turned", perm=[0, 2, 1])
+    b.add("MatMul", ["query", "turned"], "products")
+    b.add("Mul", ["products", b.constant("factor", np.float32(0.35))], "scaled")
+    b.add("Add", ["scaled", "mask"], "scores")
+    b.add("Softmax", ["scores"], "weights", axis=-1)
+    b.add("MatMul", ["weights", "value"], "y")
+    made = plan(b.model({"x": ["n", 4, 8], "mask": ["n", 4, 4]}, {"y": ["n", 4, 8]}))
+    assert set(made.keep_float["*"]) == {"scaled", "scores", "weights"}
+    assert "mask" not in made.ranges
