@@ -182,7 +182,7 @@ def save_stage(folder: Path, key: str, model: Model) -> None:
             (folder / "model").mkdir(exist_ok=True)
             save_onnx(model.proto, folder / "model" / "graph.onnx")
             if model.quant is not None:
-                (folder / "model" / "quant.json").write_text(model.quant.model_dump_json(indent=1), encoding="utf-8")
+                (folder / "model" / "quant.json").write_text(model.quant.to_json(), encoding="utf-8")
             for variant, changed in model.corrections.items():
                 # By position: any text can be the name of an initializer, and not all of them can be keywords.
                 file = folder / "model" / f"corrections-{variant}.npz"
@@ -218,7 +218,7 @@ def load_stage(folder: Path, key: str, before: Model) -> Model | None:
         return load_torch(folder / "model", before).after(step)
     proto = load_onnx(folder / "model" / "graph.onnx")
     quant = folder / "model" / "quant.json"
-    spec = QuantSpec.model_validate_json(quant.read_text(encoding="utf-8")) if quant.exists() else None
+    spec = QuantSpec.from_json(quant.read_text(encoding="utf-8"), str(quant)) if quant.exists() else None
     inputs, outputs = tensor_specs(proto)
     return OnnxModel(
         name=before.name, proto=proto, inputs=inputs, outputs=outputs, quant=spec,

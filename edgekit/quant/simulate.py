@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.quant.build import NO_KERNEL
 from edgekit.quant.plan import WEIGHTED
 from edgekit.quant.spec import Grid, QuantSpec, Variant
 from edgekit.quant.view import GraphView
@@ -145,7 +146,8 @@ class _Simulator:
         """The outputs of one operator from what its inputs hold for it."""
         active = self.is_active(node)
         constants = {name: value for name in node.input if (value := self.view.constant(name)) is not None}
-        if node.op_type in WEIGHTED and node.name in self.spec.nodes:
+        stored = active or (node.name in self.spec.nodes and node.op_type in NO_KERNEL.get(self.backend, ()))
+        if node.op_type in WEIGHTED and stored:
             constants |= self.weights(node, constants)
         if active and self.variant != "symmetric":
             for name in constants.keys() & self.spec.tensors.keys():
