@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from edgekit.quant.calibrate import Batches
     from edgekit.quant.choose import Choice
     from edgekit.quant.plan import Plan
+    from edgekit.quant.spec import Variant
+    from edgekit.target import Target
 
 BATCH = 32
 BATCH_VALUES = 16 * 3 * 224 * 224
@@ -70,6 +72,10 @@ class Quantize(BaseModel):
     """Least signal-to-noise ratio of the outputs against float, in dB: the bound of networks without a task metric."""
     keep_float: tuple[str, ...] = ()
     """Names of operators of the folded graph that stay float; `*`, `?` and `[...]` as in file names."""
+    bias_correction: Literal["none", "fast", "full"] = "fast"
+    """Biases that make up for rounding: from the means of inputs, or measured on the quantized graph."""
+    rounding: Literal["auto", "nearest", "compensated"] = "auto"
+    """How weights are rounded; `auto` compensates where a target's weights have 7 bits."""
 
     def apply(self, model: Model, ctx: RunContext) -> Model:
         """The folded graph with its QuantSpec.
@@ -80,6 +86,8 @@ class Quantize(BaseModel):
         from edgekit.graph.crossing import to_onnx
         from edgekit.graph.fold import fold
         from edgekit.graph.norms import norms_to_convolutions
+        from edgekit.quant.correct import correct
+        from edgekit.quant.layers import own_biases
         from edgekit.quant.plan import plan
 
         start = time.monotonic()
@@ -87,18 +95,32 @@ class Quantize(BaseModel):
         if source.quant is not None:
             raise UsageError("The model is quantized already. Put `quantize` into the recipe once.")
         proto = norms_to_convolutions(fold(source.proto))
+        if self.bias_correction != "none":
+            proto = own_biases(proto)
         planned = plan(proto, matching(self.keep_float, [node.name for node in proto.graph.node]))
-        choice, apart = self._choose(proto, planned, source, ctx)
+        choice, apart, batches = self._choose(proto, planned, source, ctx)
+        corrections = correct(
+            proto,
+            choice.spec,
+            variants(ctx.targets),
+            batches,
+            bias=self.bias_correction,
+            rounding=self.rounding,
+            progress=ctx.progress,
+        )
         step = Step(
             name=self.kind,
             config=self.model_dump(mode="json"),
             seconds=time.monotonic() - start,
             notes=_notes(planned, choice, apart=apart),
         )
-        return replace(source, proto=proto, quant=choice.spec, original=source.reference).after(step)
+        done = replace(source, proto=proto, quant=choice.spec, original=source.reference, corrections=corrections)
+        return done.after(step)
 
-    def _choose(self, proto: onnx.ModelProto, planned: Plan, model: OnnxModel, ctx: RunContext) -> tuple[Choice, bool]:
-        """The QuantSpec, and whether calibrators were compared on samples that did not calibrate."""
+    def _choose(
+        self, proto: onnx.ModelProto, planned: Plan, model: OnnxModel, ctx: RunContext
+    ) -> tuple[Choice, bool, Batches]:
+        """The QuantSpec, whether calibrators were compared on samples that did not calibrate, and those that did."""
         from edgekit.quant.choose import choose
 
         split = ctx.data.split("calibration" if "calibration" in ctx.data.splits else "train")
@@ -106,16 +128,23 @@ class Quantize(BaseModel):
             raise UsageError(f"The split {split.name!r} of data {ctx.data.name!r} is empty: nothing to calibrate on.")
         inner, held = partition(len(split), self.samples, compares=self.calibration == "auto")
         facts = {"data": ctx.data.name, "split": split.name, "sha256": ctx.data.sha256}
+        batches = feed(split, inner, model.inputs)
         choice = choose(
             proto,
             planned,
-            feed(split, inner, model.inputs),
+            batches,
             feed(split, held, model.inputs),
             self.calibration,
             source={key: value for key, value in facts.items() if value},
             progress=ctx.progress,
         )
-        return choice, held.start >= inner.stop
+        return choice, held.start >= inner.stop, batches
+
+
+def variants(targets: Sequence[Target]) -> tuple[Variant, ...]:
+    """The grid variants that `targets` use, and the affine one, in which the stage's result is checked on the host."""
+    used = (facts.grid for target in targets for facts in target.backends.values())
+    return tuple(dict.fromkeys(("affine", *used)))
 
 
 def matching(patterns: Sequence[str], names: Sequence[str]) -> frozenset[str]:

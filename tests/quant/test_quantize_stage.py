@@ -1,4 +1,4 @@
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from edgekit.model import OnnxModel
 from edgekit.quant.qdq import emit
 from edgekit.stages import Stage
 from edgekit.stages.quantize import Quantize, feed, matching, partition
+from edgekit.target import load_target
 
 
 def split(inputs, name="calibration", preprocess=None):
@@ -83,6 +84,23 @@ def test_result(done):
     assert any("dB" in note for note in step.notes)
     x = samples(64, seed=5)
     assert snr(run(model().proto, x), run(emit(done.proto, done.quant, "affine", "onnxruntime"), x)) > 25
+
+
+def test_biases_are_corrected_for_every_grid_that_a_target_uses(done):
+    assert set(done.corrections) == {"affine"}
+    target = load_target("x86-64-no-vnni")
+    stage = Quantize(calibration="minmax")
+    ours = stage.apply(model(), replace(context(samples(128)), targets=(target, load_target("rtx-ampere"))))
+    assert set(ours.corrections) == {"affine", "reduced_range", "symmetric"}
+    x = samples(64, seed=5)
+    wanted = run(model().proto, x)
+    seen = {
+        name: [run(emit(proto, ours.quant, name, "onnxruntime"), x, optimize=False) for proto in (ours.proto, lowered)]
+        for name, lowered in ((name, ours.lowered(name)) for name in ("affine", "reduced_range"))
+    }
+    assert all(snr(wanted, corrected) > snr(wanted, plain) for plain, corrected in seen.values())
+    off = Quantize(calibration="minmax", bias_correction="none", rounding="nearest")
+    assert off.apply(model(), context(samples(128))).corrections == {}
 
 
 def test_the_model_is_not_changed():

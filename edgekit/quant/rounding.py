@@ -1,0 +1,105 @@
+"""Rounding weights so that their errors cancel at the operator's output, instead of each to its nearest step.
+
+`compensated` is closed-form: columns of the weight are rounded one after another, and what rounding one does to the
+output is taken over, as well as it can be, by those that are still to come (Frantar et al. 2022, arXiv:2210.17323; it
+is Babai's nearest plane for the lattice that the moments of the input span, which is the form used here).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.quant.layers import Layer
+from edgekit.quant.moments import widths
+from edgekit.quant.spec import PerChannel, PerTensor, QuantSpec, Variant
+from edgekit.quant.weights import WEIGHT_LIMIT, dequantize_weight, quantize_weight, scale_array
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+Moments = Mapping[str, Sequence[Floats]]
+
+DAMPING = 0.01
+"""Of the mean of the moments' diagonal, added to it: few samples say little about directions that they lack."""
+
+BLOCK = 64
+"""Columns that are rounded one by one before the rest hears of them in one matrix product."""
+
+
+def compensated(chosen: Sequence[Layer], spec: QuantSpec, variant: Variant, moments: Moments) -> dict[str, Floats]:
+    """Weights on the grid of `variant`, by initializer, of every layer that has moments.
+
+    A layer keeps nearest rounding where the other would not lessen its output's error on the same moments. So does a
+    weight that several operators share.
+    """
+    found: dict[str, Floats] = {}
+    names = [layer.weight for layer in chosen]
+    for layer in chosen:
+        scales = spec.weights.get(layer.weight)
+        if scales is None or layer.node.name not in moments or names.count(layer.weight) > 1:
+            continue
+        nearest = quantize_weight(layer.value, scales, variant)
+        steps = step_matrix(layer, scales, variant)
+        matrix: Floats = (layer.matrix(layer.value) / steps).astype(np.float32)
+        parts, start = [], 0
+        for moment, width in zip(moments[layer.node.name], widths(layer), strict=True):
+            part = matrix[:, :, start : start + width]
+            near = layer.matrix(nearest)[:, :, start : start + width].astype(np.float32)
+            parts.append(_better(part, near, nearest_plane(part, moment, WEIGHT_LIMIT[variant]), moment))
+            start += width
+        integers = layer.unmatrix(np.concatenate(parts, axis=2)).astype(np.int8)
+        if not np.array_equal(integers, nearest):
+            found[layer.weight] = dequantize_weight(integers, scales, variant)
+    return found
+
+
+def step_matrix(layer: Layer, scales: PerTensor | PerChannel, variant: Variant) -> Floats:
+    """The step of each weight, to broadcast against `Layer.matrix`: `[groups, outputs, 1]`."""
+    steps = scale_array(scales, variant)
+    if not steps.ndim:
+        return steps.reshape(1, 1, 1)
+    return steps.reshape(layer.groups, -1, 1)
+
+
+def output_error(change: Floats, moment: Floats) -> Array:
+    """The mean square that a change `[groups, outputs, k]` of the weights makes at each output, `[groups, outputs]`."""
+    error: Array = np.einsum("gok,gok->go", np.matmul(change, moment), change)
+    return error
+
+
+def _better(exact: Floats, one: Floats, other: Floats, moment: Floats) -> Floats:
+    """Output by output, whichever of two roundings errs less."""
+    errs = output_error(one - exact, moment) <= output_error(other - exact, moment)
+    return np.where(errs[:, :, None], one, other)
+
+
+def nearest_plane(weight: Floats, moment: Floats, limit: int) -> Floats:
+    """Integers near `weight` `[groups, outputs, k]`, which is in steps, that lessen the output's error.
+
+    `moment` is `[groups, k, k]`. Columns whose inputs are strongest go first: the others can still make up for them.
+    """
+    k = weight.shape[2]
+    energy = np.einsum("gkk->gk", moment).astype(np.float64)
+    damped = moment.astype(np.float64)
+    damped[:, range(k), range(k)] += DAMPING * energy.mean(axis=1, keepdims=True) + 1e-12
+    order = np.argsort(energy, axis=1, kind="stable")  # the last column is rounded first
+    damped = np.take_along_axis(np.take_along_axis(damped, order[:, :, None], 1), order[:, None, :], 2)
+    upper = np.linalg.cholesky(damped).transpose(0, 2, 1)
+    pull = (upper / np.einsum("gkk->gk", upper)[:, :, None]).astype(np.float32)
+    target = np.take_along_axis(weight, np.broadcast_to(order[:, None, :], weight.shape), 2)
+    rounded = np.empty_like(target)
+    error = np.zeros_like(target)
+    for end in range(k, 0, -BLOCK):
+        start = max(0, end - BLOCK)
+        wanted = target[:, :, start:end] + np.matmul(error[:, :, end:], pull[:, start:end, end:].transpose(0, 2, 1))
+        for column in range(end - 1, start - 1, -1):
+            inside = slice(column + 1, end)
+            move = np.matmul(error[:, :, inside], pull[:, column, inside, None])[:, :, 0]
+            value = np.clip(np.rint(wanted[:, :, column - start] + move), -limit, limit)
+            rounded[:, :, column] = value
+            error[:, :, column] = target[:, :, column] - value
+    back = np.argsort(order, axis=1, kind="stable")
+    return np.take_along_axis(rounded, np.broadcast_to(back[:, None, :], rounded.shape), 2)
