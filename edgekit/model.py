@@ -51,7 +51,8 @@ class Step:
     """What one stage did: its settings, its time, and how the model measures after it.
 
     `snr_db` is the output's signal-to-noise ratio against the reference; `metrics` the task's metrics on the
-    host after the stage; `curve` one entry an epoch where the stage trains; `notes` plain lines for the user.
+    host after the stage; `curve` one entry an epoch where the stage trains; `notes` plain lines for the user;
+    `sensitivity` one entry a layer where the stage looked at each alone (`edgekit.quant.mixed.Row`).
     """
 
     name: str
@@ -64,6 +65,7 @@ class Step:
     macs: int | None = None
     parameters: int | None = None
     curve: tuple[Mapping[str, float], ...] = ()
+    sensitivity: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

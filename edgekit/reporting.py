@@ -16,6 +16,7 @@ from edgekit.model import Model, Step
 from edgekit.recipe import Recipe
 from edgekit.report.report import (
     DataInfo,
+    LayerInfo,
     RecipeInfo,
     Report,
     Result,
@@ -115,6 +116,7 @@ def _stage(step: Step) -> StageInfo:
         parameters=step.parameters,
         notes=step.notes,
         curve=tuple(dict(point) for point in step.curve),
+        sensitivity=tuple(LayerInfo(**row) for row in step.sensitivity),
     )
 
 

@@ -210,7 +210,8 @@ def load_stage(folder: Path, key: str, before: Model) -> Model | None:
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    step = Step(**{**done["step"], "notes": tuple(done["step"]["notes"]), "curve": tuple(done["step"]["curve"])})
+    listed = {name: tuple(done["step"].get(name, ())) for name in ("notes", "curve", "sensitivity")}
+    step = Step(**{**done["step"], **listed})
     if done["kind"] == "TorchModel":
         from edgekit.train.checkpoint import load_torch
 

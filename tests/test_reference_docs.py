@@ -35,6 +35,7 @@ REPORT = {
     "Data": report.DataInfo,
     "Source": report.SourceInfo,
     "Stage": report.StageInfo,
+    "Layer": report.LayerInfo,
     "Target": report.TargetInfo,
     "Result": report.Result,
     "Device": report.DeviceInfo,

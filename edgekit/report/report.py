@@ -208,6 +208,21 @@ class SourceInfo(_Value):
     per_class: tuple[ClassMetrics, ...] = ()
 
 
+class LayerInfo(_Value):
+    """One layer that was quantized alone, all others in float: see `edgekit.quant.mixed.Row`."""
+
+    variant: str
+    layer: str
+    op: str
+    snr_db: Decibels = None
+    share: float
+    cost: float
+    unit: str
+    float_s: Number = None
+    int8_s: Number = None
+    kept: bool = False
+
+
 class StageInfo(_Value):
     """One stage as it went: see `edgekit.model.Step`."""
 
@@ -221,6 +236,7 @@ class StageInfo(_Value):
     parameters: int | None = None
     notes: tuple[str, ...] = ()
     curve: tuple[Numbers, ...] = ()
+    sensitivity: tuple[LayerInfo, ...] = ()
 
 
 class RecipeInfo(_Value):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import onnx
 
     from edgekit.context import RunContext
-    from edgekit.data import Split
+    from edgekit.data import DataSet, Split
     from edgekit.quant.calibrate import Batches
     from edgekit.quant.choose import Choice
     from edgekit.quant.plan import Plan
@@ -70,6 +70,8 @@ class Quantize(BaseModel):
     """Largest loss of the task's metric against float, as a fraction of one ("0.5pp"); decides what ships."""
     min_snr: Annotated[float, _by(parse_decibels), Field(ge=0, le=200)] = 20.0
     """Least signal-to-noise ratio of the outputs against float, in dB: the bound of networks without a task metric."""
+    sensitivity: Literal["auto", "always", "never"] = "auto"
+    """When layers are looked at one by one, and the most sensitive of them kept float until the bound is met."""
     keep_float: tuple[str, ...] = ()
     """Names of operators of the folded graph that stay float; `*`, `?` and `[...]` as in file names."""
     bias_correction: Literal["none", "fast", "full"] = "fast"
@@ -89,6 +91,7 @@ class Quantize(BaseModel):
         from edgekit.quant.correct import correct
         from edgekit.quant.layers import own_biases
         from edgekit.quant.plan import plan
+        from edgekit.stages._accuracy import settle
 
         start = time.monotonic()
         source = to_onnx(model) if isinstance(model, TorchModel) else model
@@ -108,14 +111,17 @@ class Quantize(BaseModel):
             rounding=self.rounding,
             progress=ctx.progress,
         )
+        settled = settle(self, proto, choice.spec, corrections, source, calibration_split(ctx.data), ctx)
         step = Step(
             name=self.kind,
             config=self.model_dump(mode="json"),
             seconds=time.monotonic() - start,
-            notes=_notes(planned, choice, apart=apart),
+            notes=(*_notes(planned, choice, apart=apart), *settled.notes),
+            sensitivity=tuple(vars(row) for row in settled.rows),
         )
-        done = replace(source, proto=proto, quant=choice.spec, original=source.reference, corrections=corrections)
-        return done.after(step)
+        return replace(
+            source, proto=proto, quant=settled.spec, corrections=settled.corrections, original=source.reference
+        ).after(step)
 
     def _choose(
         self, proto: onnx.ModelProto, planned: Plan, model: OnnxModel, ctx: RunContext
@@ -123,9 +129,7 @@ class Quantize(BaseModel):
         """The QuantSpec, whether calibrators were compared on samples that did not calibrate, and those that did."""
         from edgekit.quant.choose import choose
 
-        split = ctx.data.split("calibration" if "calibration" in ctx.data.splits else "train")
-        if not len(split):
-            raise UsageError(f"The split {split.name!r} of data {ctx.data.name!r} is empty: nothing to calibrate on.")
+        split = calibration_split(ctx.data)
         inner, held = partition(len(split), self.samples, compares=self.calibration == "auto")
         facts = {"data": ctx.data.name, "split": split.name, "sha256": ctx.data.sha256}
         batches = feed(split, inner, model.inputs)
@@ -145,6 +149,18 @@ def variants(targets: Sequence[Target]) -> tuple[Variant, ...]:
     """The grid variants that `targets` use, and the affine one, in which the stage's result is checked on the host."""
     used = (facts.grid for target in targets for facts in target.backends.values())
     return tuple(dict.fromkeys(("affine", *used)))
+
+
+def calibration_split(data: DataSet) -> Split:
+    """The samples that the stage may use.
+
+    Raises:
+        UsageError: there are none.
+    """
+    split = data.split("calibration" if "calibration" in data.splits else "train")
+    if not len(split):
+        raise UsageError(f"The split {split.name!r} of data {data.name!r} is empty: nothing to calibrate on.")
+    return split
 
 
 def matching(patterns: Sequence[str], names: Sequence[str]) -> frozenset[str]:
