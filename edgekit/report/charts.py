@@ -96,6 +96,52 @@ def lines(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], x: Axi
     return _frame([_grid(across, up, x, y), *drawn], label)
 
 
+@dataclass(frozen=True)
+class Bar:
+    """One bar: its height in data, the number of its colour, and what is shown on hover."""
+
+    value: float
+    series: int
+    title: str
+
+
+def bars(values: Sequence[Bar], y: Axis, x_label: str, label: str, limit: tuple[str, float] | None = None) -> Markup:
+    """Bars in order on a wide chart, from the floor of the scale up; `limit` draws a line across with its name."""
+    heights = [bar.value for bar in values] + ([limit[1]] if limit else [])
+    up = scale(heights, log=False, margin=0.1)
+    width, floor, right = 2 * WIDTH, HEIGHT - BOTTOM, 2 * WIDTH - RIGHT
+    step = (right - LEFT) / len(values)
+    parts = []
+    for value in up.ticks(6):
+        at = _y(up, value)
+        parts.append(el("line", x1=LEFT, x2=right, y1=at, y2=at, class_="grid"))
+        parts.append(el("text", y.show(value), x=LEFT - 8, y=at + 4, class_="tick end"))
+    every = max(1, _nice(len(values) / 20))
+    parts += [
+        el("text", i + 1, x=LEFT + (i + 0.5) * step, y=floor + 18, class_="tick mid")
+        for i in range(every - 1, len(values), every)
+    ]
+    for i, bar in enumerate(values):
+        top, left = _y(up, bar.value), LEFT + (i + 0.12) * step
+        form = el("rect", x=left, y=top, width=0.76 * step, height=max(floor - top, 0.5), class_="fill")
+        parts.append(el("g", el("title", bar.title), form, class_=f"point s{bar.series}", tabindex="0", role="img"))
+    if limit:
+        at = _y(up, limit[1])
+        parts.append(el("line", x1=LEFT, x2=right, y1=at, y2=at, class_="limit"))
+        parts.append(el("text", limit[0], x=right, y=at - 5, class_="tick end"))
+    parts.append(el("line", x1=LEFT, x2=right, y1=floor, y2=floor, class_="axis"))
+    parts.append(el("text", x_label, x=(LEFT + right) / 2, y=HEIGHT - 8, class_="label mid"))
+    side = (TOP + floor) / 2
+    parts.append(el("text", y.label, x=12, y=side, transform=f"rotate(-90 12 {side:g})", class_="label mid"))
+    return _frame(parts, label, width)
+
+
+def _nice(value: float) -> int:
+    """1, 2 or 5 times a power of ten, not below `value`."""
+    power = 10 ** math.floor(math.log10(value)) if value >= 1 else 1
+    return int(next(factor * power for factor in (1, 2, 5, 10) if factor * power >= value))
+
+
 def histogram(
     samples: npt.NDArray[np.float64], across: Scale, marks: Sequence[tuple[str, float]], label: str
 ) -> Markup:
@@ -142,9 +188,9 @@ def _mark(point: Point, x: float, low: float, y: float, high: float) -> Markup:
     return el("g", el("title", point.title), interval, ring, form, class_=f"point {colour}", tabindex="0", role="img")
 
 
-def _frame(content: Sequence[Markup], label: str) -> Markup:
+def _frame(content: Sequence[Markup], label: str, width: int = WIDTH) -> Markup:
     return el(
-        "svg", el("title", label), content, viewbox=f"0 0 {WIDTH} {HEIGHT}", role="group", class_="chart",
+        "svg", el("title", label), content, viewbox=f"0 0 {width} {HEIGHT}", role="group", class_="chart",
         aria_label=label,
     )  # fmt: skip
 

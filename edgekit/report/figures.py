@@ -67,20 +67,21 @@ def _tradeoff(report: Report, title: str, points: Sequence[Point], axis: Axis, s
 
 def _legend(report: Report, series: set[int], shapes: set[str], source: bool) -> Markup:
     items = [
-        _key(words.backend(name), el("rect", x=1, y=3, width=14, height=10, rx=2, fill=f"var(--s{i})"))
+        key(words.backend(name), el("rect", x=1, y=3, width=14, height=10, rx=2, fill=f"var(--s{i})"))
         for name, i in colours(report).items()
         if i in series
     ]
     items += [
-        _key(role, shape(kind, 8, 8, class_=f"mark {kind} source")) for role, kind in SHAPES.items() if kind in shapes
+        key(role, shape(kind, 8, 8, class_=f"mark {kind} source")) for role, kind in SHAPES.items() if kind in shapes
     ]
-    items.append(_key("ships", el("circle", cx=8, cy=8, r=7, class_="ring source")))
+    items.append(key("ships", el("circle", cx=8, cy=8, r=7, class_="ring source")))
     if source:
-        items.append(_key("source model", shape("cross", 8, 8, class_="mark cross source")))
+        items.append(key("source model", shape("cross", 8, 8, class_="mark cross source")))
     return el("div", items, class_="legend")
 
 
-def _key(name: str, mark: Markup) -> Markup:
+def key(name: str, mark: Markup) -> Markup:
+    """An entry of a legend."""
     return el("span", el("svg", mark, viewbox="0 0 16 16", aria_hidden="true"), name)
 
 
@@ -152,7 +153,7 @@ def _curve(stage: StageInfo, group: str, members: Sequence[str]) -> Markup:
     y = Axis(group, (lambda v: f"{100 * v:.4g} %") if share else (lambda v: f"{v:.3g}"))
     chart = lines(series, Axis("epoch", lambda v: f"{v:g}"), y, f"{stage.name}: {group} by epoch")
     keys = [
-        _key(name.replace("_", " "), el("rect", x=1, y=6, width=14, height=4, rx=2, fill=f"var(--s{i % COLOURS})"))
+        key(name.replace("_", " "), el("rect", x=1, y=6, width=14, height=4, rx=2, fill=f"var(--s{i % COLOURS})"))
         for i, (name, _, _) in enumerate(series)
     ]
     return el("figure", el("h3", f"Convergence of {stage.name}: {group}"), chart, el("div", keys, class_="legend"))

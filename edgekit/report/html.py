@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 
-from edgekit.report import figures, tables, words
+from edgekit.report import figures, layers, tables, words
 from edgekit.report.figures import Samples
 from edgekit.report.markup import Content, Markup, el, join
 from edgekit.report.predictions import read_samples
@@ -49,6 +49,7 @@ def render(report: Report, folder: Path | None = None, *, samples: Samples | Non
         _section("Every bundle", tables.results(report), tables.RESULTS_NOTE),
         _section("Latency", figures.latencies(report, samples)),
         _section("Stages", _stages(report)),
+        _section("Sensitivity of layers", layers.sensitivity(report), layers.NOTE),
         _section("Classes before and after", tables.classes(report), tables.CLASSES_NOTE),
         _section("What runs in int8", _placement(report)),
         _section("Environment", tables.environment(report)),

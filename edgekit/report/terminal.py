@@ -19,6 +19,7 @@ _STYLES = {"pass": "green", "fail": "red", "unsure": "yellow"}
 def render(report: Report) -> RenderableType:
     """What `Console.print` shows; colours vanish where the console has none."""
     parts: list[RenderableType] = [_heading(report)]
+    parts += [_line("-", line, "dim") for line in words.sensitivity(report)]
     for target in dict.fromkeys(r.target for r in report.results):
         parts += [Text(""), _target(report, target)]
     parts += _failures(report)

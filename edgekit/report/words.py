@@ -73,6 +73,21 @@ def counted(report: Report) -> str:
     return ", ".join([passed, *others])
 
 
+def sensitivity(report: Report) -> list[str]:
+    """A line for every stage and grid whose layers were looked at one by one: the worst, and what stays float."""
+    lines = []
+    for stage in report.stages:
+        for variant in dict.fromkeys(layer.variant for layer in stage.sensitivity):
+            rows = [layer for layer in stage.sensitivity if layer.variant == variant]
+            kept = [layer for layer in rows if layer.kept]
+            told = sorted(kept or rows, key=lambda layer: -layer.share)[:3]
+            named = ", ".join(f"{layer.layer} {show(layer.snr_db, 'dB')}" for layer in told)
+            more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
+            said = f"{len(kept)} of {len(rows)} layers kept float" if kept else f"none of {len(rows)} layers kept float"
+            lines.append(f"{stage.name}, {variant} grid: {said} ({'' if kept else 'worst alone: '}{named}{more})")
+    return lines
+
+
 def reference_of(report: Report, result: Result) -> Result | None:
     """The reference bundle of the same target and backend."""
     return report.result(result.target, result.backend, "reference")

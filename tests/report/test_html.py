@@ -64,13 +64,13 @@ def test_the_page_is_well_formed_and_whole(page):
     parsed = Page(page)
     for heading in (
         "What ships", "Worth knowing", "Gate", "Accuracy, size and speed", "Every bundle", "Latency", "Stages",
-        "Classes before and after", "What runs in int8", "Environment",
+        "Sensitivity of layers", "Classes before and after", "What runs in int8", "Environment",
     ):  # fmt: skip
         assert heading in parsed.text
     assert parsed.elements[0] == ("html", {"lang": "en"})
     assert parsed.count("h1") == 1
     assert sum("hist" in (a.get("class") or "") for _, a in parsed.elements) == 9
-    assert sum(a.get("class") == "chart" for _, a in parsed.elements) == 4
+    assert sum(a.get("class") == "chart" for _, a in parsed.elements) == 6
 
 
 def test_every_chart_has_a_name_for_readers(page):
@@ -144,6 +144,35 @@ def test_a_note_of_many_builds_is_said_once(report):
     assert text.count("placement is as planned") == 1
     assert text.index("What runs in int8") < text.index("placement is as planned") < text.index("Environment")
     assert "ONNX Runtime on x86-64, OpenVINO on x86-64, LiteRT on x86-64, ONNX Runtime on raspberry-pi-5" in text
+
+
+def test_layers_are_drawn_in_the_graphs_order_and_listed_by_sensitivity(page, report):
+    parsed = Page(page)
+    rows = [r for r in report.stages[-1].sensitivity if r.variant == "affine"]
+    drawn = re.findall(r"<title>(\d+)\. (\S+) \((\w+)\): ([\d.]+) dB alone", page)[: len(rows)]
+    wanted = [(str(i), row.layer, row.op, f"{row.snr_db:.1f}") for i, row in enumerate(rows, 1)]
+    assert drawn == wanted
+    table = page[page.index("Layers by sensitivity, affine grid") :]
+    worst = sorted(rows, key=lambda row: row.snr_db)
+    listed = re.findall(r'<th scope="row">(/features/\S+)</th>', table)[:20]
+    assert listed == [row.layer for row in worst[:20]]
+    assert "The 20 most sensitive of 60 layers" in parsed.text
+    assert parsed.text.count("kept in float") >= 2
+
+
+def test_the_height_of_a_bar_is_its_error(page, report):
+    """Heights against each other, as the axis says: the same number of pixels for every decibel."""
+    rows = [r for r in report.stages[-1].sensitivity if r.variant == "affine"]
+    chart = page[page.index('aria-label="Error of each layer alone, affine grid') :]
+    heights = [float(h) for h in re.findall(r'height="([\d.]+)" class="fill"', chart)[: len(rows)]]
+    slopes = [(heights[0] - h) / (r.snr_db - rows[0].snr_db) for h, r in zip(heights[1:], rows[1:], strict=True)]
+    assert np.allclose(slopes, slopes[0], rtol=1e-2)
+    assert slopes[0] > 0
+
+
+def test_no_sensitivity_no_section(report):
+    stages = tuple(stage.model_copy(update={"sensitivity": ()}) for stage in report.stages)
+    assert "Sensitivity of layers" not in html.render(report.model_copy(update={"stages": stages}))
 
 
 def test_many_classes_show_those_that_changed_most(report):

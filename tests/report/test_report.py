@@ -174,6 +174,15 @@ def test_the_terminal_table_fits_without_colour(report, width):
     assert "\nBuild failed: 13 of 15 judgements pass, 1 fail, 1 warn; 6 bundles" in shown
 
 
+def test_the_terminal_names_the_layers_that_stay_float(report):
+    said = " ".join(terminal.text(report, 200).split())
+    assert "quantize, affine grid: 2 of 60 layers kept float (/features/2/conv1 14.2 dB, /features/10/conv1" in said
+    none = [layer.model_copy(update={"kept": False}) for layer in report.stages[-1].sensitivity]
+    stage = report.stages[-1].model_copy(update={"sensitivity": tuple(none)})
+    said = " ".join(terminal.text(report.model_copy(update={"stages": (stage,)}), 200).split())
+    assert "none of 60 layers kept float (worst alone: /features/2/conv1 14.2 dB" in said
+
+
 def test_markup_of_the_terminal_in_names_is_shown_as_it_is(report):
     hostile = report.model_copy(update={"warnings": ("[bold red]not markup[/]",)})
     assert "! [bold red]not markup[/]" in terminal.text(hostile)
