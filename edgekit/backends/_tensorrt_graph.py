@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekit.backends import Placement
-from edgekit.backends._emitted import QUANTIZERS, initializers, nodes, operators, producers
-from edgekit.errors import BuildError
+from edgekit.backends._emitted import initializers, nodes, operators
+from edgekit.quant.legal import check_graph
 
 if TYPE_CHECKING:
     import onnx
 
     from edgekit.quant.spec import QuantSpec
 
-BIASED = frozenset({"Conv", "ConvTranspose", "Gemm"})
-"""Operators whose third input is a bias."""
 HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that run in integers where both of their inputs come out of a DequantizeLinear."""
 EPILOGUES = frozenset({"Relu", "Clip", "Add", "Mul", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu"})
@@ -30,51 +28,7 @@ def check_symmetric(proto: onnx.ModelProto) -> None:
     Raises:
         BuildError: some node breaks it; all that do are named, each with what is wrong.
     """
-    made, constants = producers(proto), initializers(proto)
-    wrong = {node.name: fault for node in proto.graph.node if (fault := _fault(node, made, constants)) is not None}
-    if wrong:
-        seen = "; ".join(f"{name}: {fault}" for name, fault in wrong.items())
-        raise BuildError(f"The graph is outside TensorRT's grid. {seen}.", wrong)
-
-
-def _fault(node: onnx.NodeProto, made: dict[str, onnx.NodeProto], constants: dict[str, onnx.TensorProto]) -> str | None:
-    """What is wrong with a node, in words, or None."""
-    if node.op_type in BIASED and len(node.input) > 2 and node.input[2] in made:
-        behind = made[node.input[2]]
-        if behind.op_type in QUANTIZERS:
-            return f"its bias is quantized by {behind.name}"
-    if node.op_type not in QUANTIZERS:
-        return None
-    if node.input[1] not in constants:
-        return "its scale is computed while the model runs"
-    return _zero_point_fault(node, constants) or _scale_fault(node, made, constants)
-
-
-def _zero_point_fault(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> str | None:
-    import onnx
-
-    if len(node.input) < 3 or not node.input[2]:
-        # Without a zero point a QuantizeLinear writes uint8.
-        return None if node.op_type == "DequantizeLinear" else "it has no zero point, which means uint8"
-    tensor = constants.get(node.input[2])
-    if tensor is None:
-        return "its zero point is computed while the model runs"
-    if tensor.data_type != onnx.TensorProto.INT8:
-        return f"its integers are {onnx.TensorProto.DataType.Name(tensor.data_type)}, not INT8"
-    values = onnx.numpy_helper.to_array(tensor).reshape(-1)
-    return f"its zero point is {values[values != 0][0]}, not 0" if values.any() else None
-
-
-def _scale_fault(
-    node: onnx.NodeProto, made: dict[str, onnx.NodeProto], constants: dict[str, onnx.TensorProto]
-) -> str | None:
-    """Only constants may have one scale a channel: an activation's DQ follows a Q, or a graph input."""
-    source = made.get(node.input[0])
-    of_weight = node.input[0] in constants or (
-        source is not None and source.op_type == "QuantizeLinear" and source.input[0] in constants
-    )
-    scales = int(np.prod(constants[node.input[1]].dims, dtype=np.int64))
-    return None if of_weight or scales == 1 else f"it has {scales} scales for an activation, one a channel"
+    check_graph(proto, "tensorrt")
 
 
 def planned(proto: onnx.ModelProto, spec: QuantSpec | None) -> Placement:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.errors import BuildError
 from edgekit.quant.build import NO_KERNEL
+from edgekit.quant.legal import check_graph, check_spec
 from edgekit.quant.plan import ACTIVATIONS, WEIGHTED
 from edgekit.quant.rewrite import for_onnxruntime, pad_before_pooling
 from edgekit.quant.spec import Grid, PerChannel, QuantSpec, Variant
@@ -31,10 +33,11 @@ def emit(proto: onnx.ModelProto, spec: QuantSpec, variant: Variant, backend: str
     inputs and outputs stay float32 under their names. ONNX Runtime gets 32-bit biases, the others keep float ones.
 
     Raises:
-        ValueError: the graph is older than opset 13, or the spec belongs to another graph.
+        BuildError: the graph is older than opset 13, the spec does not fit it, or the runtime forbids the result.
     """
     copy, spec, direct = rewritten(proto, spec, variant, backend)
     _Emitter(copy, spec, variant, backend, direct).run()
+    check_graph(copy, backend)
     return copy
 
 
@@ -47,19 +50,16 @@ def rewritten(
     the integers themselves.
 
     Raises:
-        ValueError: the graph is older than opset 13, or the spec belongs to another graph.
+        BuildError: the graph is older than opset 13, or the spec does not fit it.
     """
     import onnx
 
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     if opset < MIN_OPSET:
-        raise ValueError(f"Q/DQ needs opset {MIN_OPSET} or later, this graph has {opset}: normalise it first")
+        raise BuildError(f"Q/DQ needs opset {MIN_OPSET} or later, this graph has {opset}: normalise it first")
+    check_spec(proto, spec, backend)
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    known = {node.name for node in copy.graph.node}
-    strange = [name for name in spec.nodes if name not in known]
-    if strange:
-        raise ValueError(f"the QuantSpec belongs to another graph: it has no node {strange[0]!r}")
     direct: frozenset[str] = frozenset()
     if variant != "symmetric":
         spec = pad_before_pooling(copy, spec, backend)

@@ -3,6 +3,7 @@ import onnx
 import pytest
 from quant_graphs import Builder, residual_net, run, samples, snr, stream, values
 
+from edgekit.errors import BuildError
 from edgekit.graph.fold import fold
 from edgekit.graph.normalise import normalise
 from edgekit.quant.choose import choose
@@ -43,8 +44,14 @@ def spec(net):
     return quantized(net)
 
 
-@pytest.mark.parametrize(("variant", "least"), [("affine", 30), ("reduced_range", 24), ("symmetric", 27)])
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "tensorrt"])
+@pytest.mark.parametrize(
+    ("backend", "variant", "least"),
+    [
+        *((backend, "affine", 30) for backend in ("onnxruntime", "openvino")),
+        *((backend, "reduced_range", 24) for backend in ("onnxruntime", "openvino")),
+        *((backend, "symmetric", 27) for backend in ("onnxruntime", "openvino", "tensorrt")),
+    ],
+)
 def test_outputs_stay_close_to_float(net, spec, variant, least, backend):
     x = samples(64, seed=9)
     made = emit(net, spec, variant, backend)
@@ -79,7 +86,8 @@ def test_fusion_moves_results_by_one_step_at_most(net, spec):
 
 def test_weights_are_the_same_bytes_for_every_backend(net, spec):
     for variant in ("affine", "symmetric", "reduced_range"):
-        stored = [values(emit(net, spec, variant, b)) for b in ("onnxruntime", "openvino", "tensorrt", "litert")]
+        backends = ("onnxruntime", "openvino", "litert", *(("tensorrt",) if variant == "symmetric" else ()))
+        stored = [values(emit(net, spec, variant, backend)) for backend in backends]
         for name, scales in spec.weights.items():
             expected = quantize_weight(values(net)[name], scales, variant)
             for found in stored:
@@ -257,12 +265,12 @@ def test_a_shared_weight_is_stored_once():
 def test_an_old_opset_is_refused(spec):
     old = residual_net()
     old.opset_import[0].version = 12
-    with pytest.raises(ValueError, match="opset 13"):
+    with pytest.raises(BuildError, match="opset 13"):
         emit(old, spec, "affine", "onnxruntime")
 
 
 def test_a_foreign_spec_is_refused(spec):
-    with pytest.raises(ValueError, match="another graph"):
+    with pytest.raises(BuildError, match="another graph"):
         emit(hard_net(), spec, "affine", "onnxruntime")
 
 

@@ -194,7 +194,7 @@ def test_a_wrong_graph_is_noticed(what):
 def test_weights_are_the_same_bytes_in_every_graph(name, variant):
     net, spec = quantized(name)
     floats = {tensor.name: numpy_helper.to_array(tensor) for tensor in net.graph.initializer}
-    for backend in ("onnxruntime", "openvino", "tensorrt"):
+    for backend in ("onnxruntime", "openvino", *(("tensorrt",) if variant == "symmetric" else ())):
         made = emit(net, spec, variant, backend)
         stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
         for weight, scales in spec.weights.items():
