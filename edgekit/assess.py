@@ -112,8 +112,24 @@ class Oracle:
             broken = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
             raise UsageError(
                 f"{gives} NaN or infinity at {output!r} for sample {self.split.ids[int(np.argmax(broken))]}. "
-                "Check its weights, and `preprocess` of the data."
+                f"{self._suspects()}"
             )
+
+    def _suspects(self) -> str:
+        """The weights that are not finite, for a message, or what else to look at."""
+        import onnx
+
+        floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+        broken = [
+            tensor.name
+            for tensor in self.model.proto.graph.initializer
+            if tensor.data_type in floats and not np.isfinite(onnx.numpy_helper.to_array(tensor)).all()
+        ]
+        if not broken:
+            return "Check `preprocess` of the data; all weights of the model are finite."
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        named = ", ".join(map(repr, broken[:3]))
+        return f"Its weights {named}{more} hold NaN or infinity: export the model again."
 
     @cached_property
     def classification(self) -> bool:
@@ -173,8 +189,8 @@ def assess(model: Model, step: Step, oracle: Oracle) -> Step:
     )
 
 
-def _spent(model: Model) -> tuple[int, int]:
-    """Multiply-accumulates of one sample, and parameters."""
+def _spent(model: Model) -> tuple[int | None, int]:
+    """Multiply-accumulates of one sample (None: not known), and parameters."""
     if isinstance(model, TorchModel):
         import torch
 

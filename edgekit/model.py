@@ -52,13 +52,15 @@ class Step:
 
     `snr_db` is the output's signal-to-noise ratio against the reference; `metrics` the task's metrics on the
     host after the stage; `curve` one entry an epoch where the stage trains; `notes` plain lines for the user;
-    `sensitivity` one entry a layer where the stage looked at each alone (`edgekit.quant.mixed.Row`).
+    `warnings` those that stand at the top of the report; `sensitivity` one entry a layer where the stage looked at
+    each alone (`edgekit.quant.mixed.Row`).
     """
 
     name: str
     config: Mapping[str, Any]
     seconds: float
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     snr_db: float | None = None
     agreement: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)

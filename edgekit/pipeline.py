@@ -118,7 +118,8 @@ class Run:
                 self.progress.say(f"{stage.kind}: done again, the earlier run had other settings or is damaged")
             model = kept or self._apply(stage, model, folder)
             after = model.history[-1]
-            self._warn(did_not_help(before, after))
+            for line in (*after.warnings, did_not_help(before, after)):
+                self._warn(line)
             before = after
         return model
 

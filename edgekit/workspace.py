@@ -210,7 +210,7 @@ def load_stage(folder: Path, key: str, before: Model) -> Model | None:
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    listed = {name: tuple(done["step"].get(name, ())) for name in ("notes", "curve", "sensitivity")}
+    listed = {name: tuple(done["step"].get(name, ())) for name in ("notes", "warnings", "curve", "sensitivity")}
     step = Step(**{**done["step"], **listed})
     if done["kind"] == "TorchModel":
         from edgekit.train.checkpoint import load_torch

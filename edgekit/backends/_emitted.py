@@ -42,6 +42,13 @@ def emitted(job: Job, backend: str) -> onnx.ModelProto:
     return for_opset(graph, job.facts.max_opset) if job.facts.max_opset else graph
 
 
+def computes_in_integers(job: Job) -> bool:
+    """Whether outputs may be a step away from the host's: a quantized build, or a model that came quantized."""
+    from edgekit.graph.tools import quantized_nodes
+
+    return job.role == "quantized" or bool(quantized_nodes(job.model.proto.graph))
+
+
 def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """Every node, those inside the bodies of If, Loop and Scan too."""
     for node in graph.node:

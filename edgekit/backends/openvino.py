@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.backends import Availability, Built, Job
-from edgekit.backends._emitted import emitted, nodes_in, one_line, output_steps
+from edgekit.backends._emitted import computes_in_integers, emitted, nodes_in, one_line, output_steps
 from edgekit.errors import BuildError
 from edgekit.extras import pip_command, require
 
@@ -118,7 +118,7 @@ class OpenVino:
             raise BuildError(
                 f"OpenVINO's {job.precision} build of {job.model.name!r} gives outputs that are not finite."
             )
-        if job.role == "quantized":
+        if computes_in_integers(job):
             return
         for spec, seen, expected in zip(
             job.model.outputs, outputs, run_onnx(job.model.proto, job.samples), strict=True

@@ -23,64 +23,60 @@ FLOATS = frozenset(
 class Cost:
     """For one sample: `macs` of all convolutions and matrix products, `by_node` those of each, by node name.
 
+    `macs` is None where the shape that some operator works on is not known (behind a Loop, for example).
     `parameters` counts the numbers in initializers that are weights (floats; 8- and 4-bit integers), single numbers
     left out; `bytes` is the size of the model as an ONNX file.
     """
 
-    macs: int
+    macs: int | None
     parameters: int
     bytes: int
     by_node: dict[str, int]
 
 
 def cost(proto: onnx.ModelProto, sizes: Mapping[str, int] | None = None) -> Cost:
-    """Count for one sample. `sizes` gives dynamic axes an extent by name; the first axis is else 1, others 64.
-
-    Raises:
-        UsageError: the shape that some operator works on cannot be inferred.
-    """
+    """Count for one sample. `sizes` gives dynamic axes an extent by name; the first axis is else 1, others 64."""
     known = shapes(with_sizes(proto, sizes).graph)
-    by_node = {}
+    by_node, whole = {}, True
     for node in proto.graph.node:
         count = COUNTED.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        if count is not None:
-            by_node[node.name] = count(node, known)
+        try:
+            if count is not None:
+                by_node[node.name] = count(node, known)
+        except UsageError:
+            whole = False
     parameters = 0
     for tensor in proto.graph.initializer:
         if tensor.data_type in FLOATS | QUANTIZED and math.prod(tensor.dims) > 1:
             parameters += math.prod(tensor.dims)
-    return Cost(sum(by_node.values()), parameters, proto.ByteSize(), by_node)
+    return Cost(sum(by_node.values()) if whole else None, parameters, proto.ByteSize(), by_node)
 
 
-def _known(node: onnx.NodeProto, name: str, known: Shapes) -> tuple[int, ...]:
+def _known(name: str, known: Shapes) -> tuple[int, ...]:
     shape = known.get(name)
     if shape is None or any(not isinstance(d, int) for d in shape):
-        seen = "an unknown rank" if shape is None else f"shape {list(shape)}"
-        raise UsageError(
-            f"The multiply-accumulates of node {node.name!r} ({node.op_type}) cannot be counted: tensor {name!r} has "
-            f"{seen}. Give the model's inputs fixed shapes."
-        )
+        raise UsageError(f"The shape of {name!r} is not known: the work on it cannot be counted.")
     return tuple(int(d) for d in shape if isinstance(d, int))
 
 
 def _convolution(node: onnx.NodeProto, known: Shapes) -> int:
-    weight = _known(node, node.input[1], known)
-    return math.prod(_known(node, node.output[0], known)) * math.prod(weight[1:])
+    weight = _known(node.input[1], known)
+    return math.prod(_known(node.output[0], known)) * math.prod(weight[1:])
 
 
 def _transposed(node: onnx.NodeProto, known: Shapes) -> int:
-    weight = _known(node, node.input[1], known)
-    return math.prod(_known(node, node.input[0], known)) * math.prod(weight[1:])
+    weight = _known(node.input[1], known)
+    return math.prod(_known(node.input[0], known)) * math.prod(weight[1:])
 
 
 def _gemm(node: onnx.NodeProto, known: Shapes) -> int:
-    left = _known(node, node.input[0], known)
+    left = _known(node.input[0], known)
     inner = left[0] if attributes(node).get("transA", 0) else left[1]
-    return math.prod(_known(node, node.output[0], known)) * inner
+    return math.prod(_known(node.output[0], known)) * inner
 
 
 def _matmul(node: onnx.NodeProto, known: Shapes) -> int:
-    return math.prod(_known(node, node.output[0], known)) * _known(node, node.input[0], known)[-1]
+    return math.prod(_known(node.output[0], known)) * _known(node.input[0], known)[-1]
 
 
 COUNTED = {"Conv": _convolution, "ConvTranspose": _transposed, "Gemm": _gemm, "MatMul": _matmul}

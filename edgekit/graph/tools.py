@@ -11,9 +11,17 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from edgekit.errors import UsageError
 from edgekit.model import EXTENT, Dim, TensorSpec
 
 Array = npt.NDArray[Any]
+
+INTEGER_OPERATORS = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}
+    | {"MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QGemm", "QAttention"}
+    | {"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "QEmbedLayerNormalization", "QMoE"}
+)
+"""Operators of quantized models, those of ONNX Runtime's own set among them; any `QLinear...` is one too."""
 
 
 def opset_of(proto: onnx.ModelProto) -> int:
@@ -39,6 +47,17 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
             yield attribute.g
         elif attribute.type == onnx.AttributeProto.GRAPHS:
             yield from attribute.graphs
+
+
+def quantized_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The operators that already compute on integers, or convert to and from them, in subgraphs too."""
+    found = []
+    for node in graph.node:
+        if node.op_type in INTEGER_OPERATORS or node.op_type.startswith("QLinear"):
+            found.append(node)
+        for inner in subgraphs(node):
+            found += quantized_nodes(inner)
+    return found
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:
@@ -170,7 +189,17 @@ def is_axis_name(name: str) -> bool:
 
 
 def tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
-    """An input or output as a `TensorSpec`; unnamed dynamic axes are named after the tensor, a first one `batch`."""
+    """An input or output as a `TensorSpec`; unnamed dynamic axes are named after the tensor, a first one `batch`.
+
+    Raises:
+        UsageError: it is no tensor (a sequence, an optional).
+    """
+    if not value.type.HasField("tensor_type") or not value.type.tensor_type.elem_type:
+        kind = value.type.WhichOneof("value") or "of unknown type"
+        raise UsageError(
+            f"The model's input or output {value.name!r} is no tensor but {kind.removesuffix('_type')}. "
+            "Export the model with tensors alone."
+        )
     dims = shape_of(value) or ()
     named = (
         d if isinstance(d, int) or (d is not None and is_axis_name(d)) else "batch" if i == 0 else f"{value.name}_{i}"

@@ -56,6 +56,8 @@ def _scales(node: onnx.NodeProto, view: GraphView, plan: Plan, spec: QuantSpec) 
     if not np.isfinite(weight).all():
         raise UsageError(f"The weight {name!r} of node {node.name!r} holds NaN or infinity.")
     bias = view.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    if bias is not None and not np.isfinite(bias).all():
+        raise UsageError(f"The bias {node.input[2]!r} of node {node.name!r} holds NaN or infinity.")
     scale = spec.grid(node.input[0], "affine").scale
     return channel_scales(weight, plan.weights[name], bias=bias, input_scale=scale)
 

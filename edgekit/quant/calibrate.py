@@ -117,7 +117,9 @@ def finish(
             a, b = plan.fixed[name]
             ranges[name] = Range(low=a, high=b, calibrator="fixed", fixed=True)
         else:
-            ranges[name] = Range(low=low[name], high=high[name], calibrator=calibrator)
+            empty = low[name] > high[name]  # a tensor without values leaves what the reduction began with
+            a, b = (0.0, 0.0) if empty else (low[name], high[name])
+            ranges[name] = Range(low=a, high=b, calibrator=calibrator)
     for name in plan.constants:
         value = view.constant(name)
         if value is not None and value.size:

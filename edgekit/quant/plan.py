@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgekit.quant.view import GraphView, attribute, clip_bounds, typed
 
 if TYPE_CHECKING:
@@ -120,6 +122,8 @@ class _Planner:
         for kinds, check in checks:
             if kind in kinds:
                 return check(node)
+        if any(item.HasField("g") or item.graphs for item in node.attribute):
+            return f"the operators in the bodies of this {kind} are left as they are"
         if kind == "Softmax":
             return "its small probabilities need more than 8 bits"
         return f"no 8-bit form of {kind}"
@@ -149,6 +153,8 @@ class _Planner:
         operands = [name for name in node.input if not self.view.is_constant(name)]
         if not operands or not all(self.view.is_float(name) for name in node.input):
             return "its operands are not float32 activations"
+        if not all(self.finite(name) for name in node.input):
+            return "its constant holds NaN or infinity"
         return None if any(name in self.integer for name in operands) else "among float operators"
 
     def scores(self, node: onnx.NodeProto) -> bool:
@@ -162,6 +168,11 @@ class _Planner:
         """Whether a Softmax weighs computed values: a product with what is no constant reads it."""
         readers = self.view.consumers[node.output[0]] if node.op_type == "Softmax" else []
         return any(r.op_type == "MatMul" and not any(self.view.is_constant(i) for i in r.input) for r in readers)
+
+    def finite(self, name: str) -> bool:
+        """Whether a tensor can have a range: a constant with infinity, such as a mask, has none."""
+        value = self.view.constant(name)
+        return value is None or bool(np.isfinite(value).all())
 
     def unary(self, node: onnx.NodeProto) -> str | None:
         return None if node.input[0] in self.integer else "among float operators"
@@ -187,6 +198,8 @@ class _Planner:
     def concat(self, node: onnx.NodeProto) -> str | None:
         if not all(self.view.is_float(name) for name in node.input):
             return "its operands are not float32"
+        if not all(self.finite(name) for name in node.input):
+            return "its constant holds NaN or infinity"
         return None if any(name in self.integer for name in node.input) else "among float operators"
 
     def take(self, node: onnx.NodeProto) -> None:

@@ -315,12 +315,14 @@ class _Emitter:
 
     def clean(self) -> None:
         """Drop float weights and DequantizeLinear that nothing reads any more, and shapes, which are out of date."""
-        used = {name for node in self.graph.node for name in node.input} | {item.name for item in self.graph.output}
+        from edgekit.graph.tools import reads
+
+        used = {name for node in self.graph.node for name in reads(node)} | {item.name for item in self.graph.output}
         for i in reversed(range(len(self.graph.node))):
             node = self.graph.node[i]
             if node.op_type == "DequantizeLinear" and node.output[0] not in used:
                 del self.graph.node[i]
-        used = {name for node in self.graph.node for name in node.input} | {item.name for item in self.graph.output}
+        used = {name for node in self.graph.node for name in reads(node)} | {item.name for item in self.graph.output}
         del self.graph.value_info[:]
         for i in reversed(range(len(self.graph.initializer))):
             if self.graph.initializer[i].name not in used:

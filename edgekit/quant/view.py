@@ -41,6 +41,8 @@ class GraphView:
     def __init__(self, graph: onnx.GraphProto) -> None:
         import onnx
 
+        from edgekit.graph.tools import reads
+
         self.nodes = tuple(graph.node)
         self.initializers = {item.name: item for item in graph.initializer}
         self.inputs = tuple(item.name for item in graph.input if item.name not in self.initializers)
@@ -48,9 +50,8 @@ class GraphView:
         self.producer = {name: node for node in graph.node for name in node.output if name}
         self.consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in graph.node:
-            for name in node.input:
-                if name:
-                    self.consumers[name].append(node)
+            for name in reads(node):  # what the bodies of If and Loop take from outside too
+                self.consumers[name].append(node)
         self._types = {item.name: item.data_type for item in graph.initializer}
         for value in (*graph.input, *graph.output, *graph.value_info):
             self._types[value.name] = value.type.tensor_type.elem_type

@@ -32,6 +32,9 @@ BATCH = 32
 BATCH_VALUES = 16 * 3 * 224 * 224
 """A batch of samples is at most this large, so that activations of large images stay in memory."""
 
+FEW = 16
+"""Fewer calibration samples than this are warned of."""
+
 HELD_OUT = 128
 """So many samples at most compare calibrators."""
 
@@ -97,6 +100,8 @@ class Quantize(BaseModel):
         source = to_onnx(model) if isinstance(model, TorchModel) else model
         if source.quant is not None:
             raise UsageError("The model is quantized already. Put `quantize` into the recipe once.")
+        if said := _already(source):
+            return source.after(Step(self.kind, self.model_dump(mode="json"), 0.0, (said,), (said,)))
         proto = norms_to_convolutions(fold(source.proto))
         if self.bias_correction != "none":
             proto = own_biases(proto)
@@ -118,6 +123,7 @@ class Quantize(BaseModel):
             seconds=time.monotonic() - start,
             notes=(*_notes(planned, choice, apart=apart), *settled.notes),
             sensitivity=tuple(vars(row) for row in settled.rows),
+            warnings=_doubts(choice, len(self._calibrating(ctx.data)[0])),
         )
         return replace(
             source, proto=proto, quant=settled.spec, corrections=settled.corrections, original=source.reference
@@ -130,7 +136,7 @@ class Quantize(BaseModel):
         from edgekit.quant.choose import choose
 
         split = calibration_split(ctx.data)
-        inner, held = partition(len(split), self.samples, compares=self.calibration == "auto")
+        inner, held = self._calibrating(ctx.data)
         facts = {"data": ctx.data.name, "split": split.name, "sha256": ctx.data.sha256}
         batches = feed(split, inner, model.inputs)
         choice = choose(
@@ -143,6 +149,10 @@ class Quantize(BaseModel):
             progress=ctx.progress,
         )
         return choice, held.start >= inner.stop, batches
+
+    def _calibrating(self, data: DataSet) -> tuple[range, range]:
+        """Which samples calibrate, and which compare calibrators."""
+        return partition(len(calibration_split(data)), self.samples, compares=self.calibration == "auto")
 
 
 def variants(targets: Sequence[Target]) -> tuple[Variant, ...]:
@@ -252,6 +262,39 @@ def _checked(batch: npt.NDArray[Any], split: Split, spec: TensorSpec) -> npt.NDA
             f"Calibration samples of split {split.name!r} hold NaN or infinity after preprocessing. Remove them."
         )
     return batch
+
+
+def _already(model: OnnxModel) -> str | None:
+    """A line where the model came quantized, with its first operators that say so; None for a float one."""
+    from edgekit.graph.tools import quantized_nodes
+
+    found = quantized_nodes(model.proto.graph)
+    if not found:
+        return None
+    named = ", ".join(f"{node.name} ({node.op_type})" for node in found[:3])
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return (
+        f"the model is quantized already, at {named}{more}: quantize leaves it as it is. Give the float model that it "
+        "was made from to get one in each backend's own grid."
+    )
+
+
+def _doubts(choice: Choice, samples: int) -> tuple[str, ...]:
+    """Warnings where calibration says little about other samples."""
+    ranges, found = choice.spec.tensors, []
+    if ranges and samples < FEW:
+        found.append(
+            f"quantize calibrated on {samples} sample{'s' if samples > 1 else ''} only: what others bring beyond the "
+            "ranges seen there is clipped, which costs accuracy. Give a hundred or more; they take seconds."
+        )
+    still = [name for name, seen in ranges.items() if seen.low == seen.high and not seen.fixed]
+    if still:
+        named = ", ".join(map(repr, still[:3])) + (f" and {len(still) - 3} more" if len(still) > 3 else "")
+        found.append(
+            f"quantize saw one value alone in {named}: whatever else comes there is lost. If the calibration samples "
+            "are not all alike, the network makes a constant of them."
+        )
+    return tuple(found)
 
 
 def _notes(planned: Plan, choice: Choice, *, apart: bool) -> tuple[str, ...]:
