@@ -53,7 +53,7 @@ class Step:
     `snr_db` is the output's signal-to-noise ratio against the reference; `metrics` the task's metrics on the
     host after the stage; `curve` one entry an epoch where the stage trains; `notes` plain lines for the user;
     `warnings` those that stand at the top of the report; `sensitivity` one entry a layer where the stage looked at
-    each alone (`edgekit.quant.mixed.Row`).
+    each alone (`edgekit.quant.mixed.Row`); `refused` says by backend why the quantized network should not ship there.
     """
 
     name: str
@@ -68,6 +68,7 @@ class Step:
     parameters: int | None = None
     curve: tuple[Mapping[str, float], ...] = ()
     sensitivity: tuple[Mapping[str, Any], ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -87,6 +87,8 @@ class Run:
     started: float
     warnings: list[str] = field(default_factory=list)
     codes: list[int] = field(default_factory=list)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """What the last stage says against shipping the quantized network, by backend."""
 
     @classmethod
     def start(cls, recipe: Recipe, out: str | Path | None, *, resume: bool, progress: Progress) -> Run:
@@ -121,6 +123,7 @@ class Run:
             for line in (*after.warnings, did_not_help(before, after)):
                 self._warn(line)
             before = after
+            self.refused = after.refused
         return model
 
     def _entered(self) -> Model:
@@ -185,7 +188,9 @@ class Run:
         """Answers of every bundle that runs here, times of those whose target has a device, and what ships."""
         allowed, least = self._bound("max_drop", DEFAULT_MAX_DROP), self._bound("min_snr", MIN_SNR)
         measured = self._measuring().all(outcomes)
-        marked, warnings = mark_ships(measured, allowed, min_snr=least, predictions=self._predictions)
+        marked, warnings = mark_ships(
+            measured, allowed, min_snr=least, refused=self.refused, predictions=self._predictions
+        )
         for line in warnings:
             self._warn(line)
         return marked

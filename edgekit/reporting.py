@@ -116,6 +116,7 @@ def _stage(step: Step) -> StageInfo:
         parameters=step.parameters,
         notes=step.notes,
         curve=tuple(dict(point) for point in step.curve),
+        refused=dict(step.refused),
         sensitivity=tuple(LayerInfo(**row) for row in step.sensitivity),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgekit.metrics import paired_accuracy
@@ -40,14 +40,20 @@ class _Finding:
 
 
 def choose_ships(
-    results: Sequence[Result], max_drop: float, *, min_snr: float = MIN_SNR, predictions: Loader | None = None
+    results: Sequence[Result],
+    max_drop: float,
+    *,
+    min_snr: float = MIN_SNR,
+    refused: str | None = None,
+    predictions: Loader | None = None,
 ) -> Choice:
     """Choose among the results of one (target, backend).
 
     The quantized bundle ships if it is not shown slower or worse: where a device measured it, the upper bound of its
     paired p50 ratio against float lies below 1; and it loses at most `max_drop` (a fraction: 0.005 = 0.5 pp) of
     accuracy against float. Without labels its outputs must be `min_snr` dB from float's. What could not be measured,
-    for want of a device or of its runtime, lets it ship unverified, and the reason says so.
+    for want of a device or of its runtime, lets it ship unverified, and the reason says so; unless `quantize`
+    saw on the host that it is too far from float (`refused`).
     """
     usable = [r for r in results if r.status != "failed"]
     by_role = {role: next((r for r in usable if r.role == role), None) for role in ("quantized", "float", "reference")}
@@ -57,7 +63,7 @@ def choose_ships(
     label = quantized.precision
     if base is None:
         return Choice(quantized, f"{label} ships: nothing was built to compare it with (unverified)", verified=False)
-    findings = (_speed(quantized, base), _near(quantized, base, max_drop, min_snr, predictions))
+    findings = (_speed(quantized, base), _near(quantized, base, max_drop, min_snr, refused, predictions))
     against = [finding.text for finding in findings if not finding.allows]
     if against:
         return Choice(base, f"{base.role} {base.precision} ships: {label} {' and '.join(against)}", helped=False)
@@ -67,7 +73,12 @@ def choose_ships(
 
 
 def mark_ships(
-    results: Iterable[Result], max_drop: float, *, min_snr: float = MIN_SNR, predictions: Loader | None = None
+    results: Iterable[Result],
+    max_drop: float,
+    *,
+    min_snr: float = MIN_SNR,
+    refused: Mapping[str, str] | None = None,
+    predictions: Loader | None = None,
 ) -> tuple[tuple[Result, ...], tuple[str, ...]]:
     """All results with `ships` and `ships_reason` set, and a warning for every pair where quantizing did not help."""
     results = tuple(results)
@@ -75,7 +86,8 @@ def mark_ships(
     choices = {}
     for pair in pairs:
         same = [r for r in results if (r.target, r.backend) == pair]
-        choices[pair] = choose_ships(same, max_drop, min_snr=min_snr, predictions=predictions)
+        why = (refused or {}).get(pair[1])
+        choices[pair] = choose_ships(same, max_drop, min_snr=min_snr, refused=why, predictions=predictions)
     marked = []
     for result in results:
         choice = choices[result.target, result.backend]
@@ -108,11 +120,15 @@ def _speed(quantized: Result, base: Result) -> _Finding:
     return _Finding(False, f"is not shown faster than {base.role} ({seen} the time, the interval must lie below 1)")
 
 
-def _near(quantized: Result, base: Result, max_drop: float, min_snr: float, load: Loader | None) -> _Finding:
+def _near(
+    quantized: Result, base: Result, max_drop: float, min_snr: float, refused: str | None, load: Loader | None
+) -> _Finding:
     """How near it is to float: in accuracy where that was measured, else in its outputs."""
     if quantized.accuracy is not None and base.accuracy is not None:
         return _drop(quantized, base, max_drop, load)
     snr = _snr_against(quantized, base)
+    if snr is None and refused:
+        return _Finding(False, refused)
     if snr is None:
         return _Finding(True, "neither its accuracy nor its outputs were measured", verified=False)
     seen = f"{snr:.1f} dB from {base.role}'s (min_snr is {min_snr:.1f} dB), and its accuracy was not measured"

@@ -95,6 +95,18 @@ def test_labels_go_before_the_outputs():
     assert "of accuracy against float" in found.reason
 
 
+def test_where_nothing_was_measured_the_stage_may_refuse():
+    pair = [result("float", None, status="emitted"), result("quantized", None, status="emitted")]
+    assert choose(*pair).result.role == "quantized"
+    found = choose(*pair, refused="gives only 4.0 dB on 64 samples of calibration")
+    assert (found.result.role, found.helped) == ("float", False)
+    assert "float fp32 ships: int8 gives only 4.0 dB" in found.reason
+    measured = [result("float", None, snr_db=300.0), result("quantized", None, 0.5, snr_db=25.0)]
+    assert choose(*measured, refused="gives only 4.0 dB").result.role == "quantized"  # the bundle itself says more
+    _, warnings = ships.mark_ships(pair, MAX_DROP, refused={"openvino": "gives only 4.0 dB"})
+    assert len(warnings) == 1
+
+
 @pytest.mark.parametrize("status", ["measured", "built"])
 def test_invalid_timings_do_not_show_anything(status):
     found = choose(result("float"), result("quantized", 0.93, 0.5, status=status, invalid="throttled"))

@@ -106,12 +106,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Settled:
-    """The spec with what is kept float, corrections without those of layers that are, the tables, and plain lines."""
+    """The spec with what is kept float, corrections without those of layers that are, the tables, and plain lines.
+
+    `refused` says by backend why its 8-bit form is too far from float, whatever is kept.
+    """
 
     spec: QuantSpec
     corrections: Mapping[Variant, Corrections]
     rows: tuple[Row, ...] = ()
     notes: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,7 @@ def settle(
     rows: list[Row] = []
     notes: list[str] = []
     kept: dict[Variant, dict[str, str]] = {}
+    refused: dict[str, str] = {}
     exact: dict[str, list[list[Array]]] = {}
     for variant in network.grids:
         search = _Search(network, variant, bound, few, many, scanned, timer, progress or Silent(), exact)
@@ -154,8 +159,9 @@ def settle(
         kept[variant] = found.reasons
         rows += found.rows
         notes.append(found.note)
+        refused |= dict.fromkeys(network.grids[variant], found.refused) if found.refused else {}
     spec = _with_floats(network, kept)
-    return Settled(spec, _without(network, kept), tuple(rows), tuple(notes))
+    return Settled(spec, _without(network, kept), tuple(rows), tuple(notes), refused)
 
 
 def _with_floats(network: Network, kept: Mapping[Variant, Mapping[str, str]]) -> QuantSpec:
@@ -187,6 +193,7 @@ class _Found:
     reasons: dict[str, str]
     rows: tuple[Row, ...]
     note: str
+    refused: str
 
 
 @dataclass
@@ -327,7 +334,8 @@ class _Search:
             for layer in kept or ()
             for node in layer.nodes
         }
-        return _Found(reasons, rows, self._note(found, before, kept, costs))
+        refused = f"gives only {before} of calibration, simulated on the host ({self.bound})" if kept is None else ""
+        return _Found(reasons, rows, self._note(found, before, kept, costs), refused)
 
     def _note(
         self, found: Sequence[Layer], before: Seen, kept: Sequence[Layer] | None, costs: Mapping[str, Cost]

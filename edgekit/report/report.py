@@ -237,6 +237,7 @@ class StageInfo(_Value):
     notes: tuple[str, ...] = ()
     curve: tuple[Numbers, ...] = ()
     sensitivity: tuple[LayerInfo, ...] = ()
+    refused: dict[str, str] = Field(default_factory=dict)
 
 
 class RecipeInfo(_Value):

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from edgekit.stages.quantize import Quantize
     from edgekit.target import Target
 
-FEW, MANY = 16, 64
-"""Samples of the first and of the second look, where they are not too large and labels don't ask for more."""
+FEW, MANY, SCANNED = 8, 64, 16
+"""Samples of the first and the second look and of the scan, where they are not too large and labels ask for no more."""
 
 LABELLED = 512
 """So many labelled samples at most are looked at: a share needs more of them than an error energy."""
 
-GLANCE, LOOK = 8e9, 2e11
+GLANCE, LOOK = 3e9, 2e11
 """With labels a look takes as many samples as so many multiply-accumulates allow, at least `FEW` or `MANY`."""
 
 LEAST, USUAL = 4, 3 * 224 * 224
@@ -59,7 +59,7 @@ def settle(
         Bound(stage.max_drop, stage.min_snr),
         _samples(split, spread(rows, few), model, labelled),
         _samples(split, rows, model, labelled),
-        scanned=_samples(split, spread(rows, min(few, FEW)), model, False),
+        scanned=_samples(split, spread(rows, min(SCANNED, many)), model, False),
         always=stage.sensitivity == "always",
         progress=ctx.progress,
     )
@@ -80,9 +80,9 @@ def looks(macs: int, values: int, *, labelled: bool) -> tuple[int, int]:
     """Samples of the first and of the second look, by the work and the input values of one sample.
 
     >>> looks(385_000_000, 3 * 224 * 224, labelled=False), looks(385_000_000, 3 * 224 * 224, labelled=True)
-    ((16, 64), (20, 512))
+    ((8, 64), (8, 512))
     >>> looks(41_000_000, 3 * 32 * 32, labelled=True)
-    (195, 512)
+    (73, 512)
     """
     few, many = FEW, MANY
     if labelled:

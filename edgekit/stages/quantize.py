@@ -124,6 +124,7 @@ class Quantize(BaseModel):
             notes=(*_notes(planned, choice, apart=apart), *settled.notes),
             sensitivity=tuple(vars(row) for row in settled.rows),
             warnings=_doubts(choice, len(self._calibrating(ctx.data)[0])),
+            refused=settled.refused,
         )
         return replace(
             source, proto=proto, quant=settled.spec, corrections=settled.corrections, original=source.reference

@@ -105,6 +105,7 @@ def test_a_floor_that_cannot_be_met_is_said_and_leaves_all_in_integers():
     done = Quantize(calibration="minmax", min_snr=180).apply(model(residual_net()), ctx)
     assert done.quant.keep_float == {}
     assert len(ctx.progress.said) == 1
+    assert list(done.history[-1].refused) == ["*"]
     assert "no set of layers in float short of all" in ctx.progress.said[0]
 
 

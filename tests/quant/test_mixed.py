@@ -66,6 +66,7 @@ def test_a_network_that_meets_the_bound_keeps_nothing_and_is_not_scanned():
     assert done.spec == specified(net, x)
     assert done.rows == ()
     assert done.notes == ()
+    assert done.refused == {}
 
 
 def test_layers_made_sensitive_are_found_and_kept_and_the_bound_is_met():
@@ -133,6 +134,8 @@ def test_a_bound_that_no_set_short_of_all_meets_is_said_so():
     assert done.spec == specified(net, x)
     assert len(done.notes) == 1
     assert "no set of layers in float short of all meets" in done.notes[0]
+    assert list(done.refused) == ["*"]
+    assert "dB on 32 samples of calibration, simulated on the host" in done.refused["*"]
 
 
 def test_each_grid_is_held_against_the_bound_and_its_backends_get_their_own_layers():
