@@ -58,8 +58,9 @@ class Bound:
     max_drop: float
     min_snr: float
 
-    def __str__(self) -> str:
-        return f"max_drop {100 * self.max_drop:.2f} pp, min_snr {self.min_snr:.1f} dB"
+    def said(self, labelled: bool) -> str:
+        """The half of it that counts."""
+        return f"max_drop {100 * self.max_drop:.2f} pp" if labelled else f"min_snr {self.min_snr:.1f} dB"
 
 
 @dataclass(frozen=True)
@@ -334,22 +335,28 @@ class _Search:
             for layer in kept or ()
             for node in layer.nodes
         }
-        refused = f"gives only {before} of calibration, simulated on the host ({self.bound})" if kept is None else ""
+        refused = (
+            f"gives only {before} of calibration, simulated on the host ({self._asked(before)})" if kept is None else ""
+        )
         return _Found(reasons, rows, self._note(found, before, kept, costs), refused)
+
+    def _asked(self, seen: Seen) -> str:
+        return self.bound.said(seen.drop is not None)
 
     def _note(
         self, found: Sequence[Layer], before: Seen, kept: Sequence[Layer] | None, costs: Mapping[str, Cost]
     ) -> str:
+        asked = self._asked(before)
         grid = f"{self.variant} grid: all {len(found)} layers in 8 bits give {before}"
         if kept is None:
-            return f"{grid}; no set of layers in float short of all meets {self.bound}: better ship float"
+            return f"{grid}; no set of layers in float short of all meets {asked}: better ship float"
         if not kept:
-            return f"{grid}, which meets {self.bound}"
+            return f"{grid}, which meets {asked}"
         after = self.seen(kept, self.many, "many")
         spent = sum(costs[layer.name].kept for layer in kept)
         cost = f"{1e6 * spent:.0f} us" if costs[kept[0].name].unit == "s" else f"{spent / 1e6:.1f} M MACs"
         named = ", ".join(layer.name for layer in kept[:5]) + (f" and {len(kept) - 5} more" if len(kept) > 5 else "")
-        return f"{grid}; with {len(kept)} in float ({named}; about {cost} more a sample) {after}, for {self.bound}"
+        return f"{grid}; with {len(kept)} in float ({named}; about {cost} more a sample) {after}, for {asked}"
 
 
 def in_order(found: Sequence[Layer], sensitivity: Scan, costs: Mapping[str, Cost]) -> list[Layer]:
