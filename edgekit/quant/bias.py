@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.context import Progress, Silent
-from edgekit.quant.calibrate import Batches
 from edgekit.quant.layers import Layer, layers
 from edgekit.quant.session import open_session
 from edgekit.quant.spec import QuantSpec, Variant
@@ -27,29 +25,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 Means = Mapping[str, Array]
-"""Per tensor the mean of each channel over all samples and positions, `[channels]`."""
-
-
-def wanted_means(proto: onnx.ModelProto, nodes: Sequence[str]) -> dict[str, int]:
-    """The tensors whose channel means `fast` needs, each with its rank; their channels lie on axis 1."""
-    return {layer.source: layer.rank for layer in _corrected(proto, nodes)}
-
-
-def channel_means(
-    proto: onnx.ModelProto, ranks: Mapping[str, int], batches: Batches, *, progress: Progress | None = None
-) -> dict[str, Array]:
-    """The mean of each channel of the tensors in `ranks`, in one pass, reduced inside the runtime."""
-    session = open_session(_reduced(proto, ranks))
-    totals = {name: np.zeros(1) for name in ranks}
-    samples = 0
-    with (progress or Silent()).task("calibrating: means") as task:
-        for batch in batches():
-            count = len(batch[0])
-            for name, value in zip(totals, session(batch), strict=True):
-                totals[name] = totals[name] + value.astype(np.float64) * count
-            samples += count
-            task.advance(count)
-    return {name: total / max(samples, 1) for name, total in totals.items()}
+"""Per tensor the mean of each channel over all samples and positions, `[channels]`: `Observed.means`."""
 
 
 def fast(

@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from edgekit.context import Progress, Silent
 from edgekit.quant import bias as biases
-from edgekit.quant.calibrate import Batches
 from edgekit.quant.layers import layers
+from edgekit.quant.observe import Batches, Observed
+from edgekit.quant.rounding import compensated
 from edgekit.quant.spec import QuantSpec, Variant
 from edgekit.quant.weights import WEIGHT_LIMIT
 
@@ -27,7 +28,7 @@ BiasCorrection = Literal["none", "fast", "full"]
 Rounding = Literal["auto", "nearest", "compensated"]
 
 FEW = 32
-"""So many samples tell means and moments well enough: more of them moved the result by less than another 32 did."""
+"""So many samples tell the means of outputs well enough: more moved the result by less than another 32 did."""
 
 BATCH = 8
 
@@ -37,42 +38,31 @@ def correct(
     spec: QuantSpec,
     variants: Iterable[Variant],
     batches: Batches,
+    observed: Observed,
     *,
     bias: BiasCorrection = "fast",
     rounding: Rounding = "auto",
-    means: biases.Means | None = None,
     progress: Progress | None = None,
 ) -> Corrections:
-    """The initializers that `variants` replace. `means` of an earlier pass (`bias.wanted_means`) save one.
+    """The initializers that `variants` replace, from what the pass for ranges observed.
 
-    "auto" rounds to nearest where weights have 8 bits, and compensated where they have 7.
+    `batches` are read again by "full" bias correction alone, a few of them. "auto" rounds compensated.
     """
-    progress = progress or Silent()
     found: Corrections = {}
     chosen = layers(proto, spec.nodes)
-    wanted = tuple(dict.fromkeys(variants))
-    careful = [v for v in wanted if rounding == "compensated" or (rounding == "auto" and WEIGHT_LIMIT[v] < 127)]
+    careful = rounding != "nearest"
     if not chosen or (bias == "none" and not careful):
         return found
-    samples, few = thinned(batches, int(spec.source.get("samples", FEW)), proto)
-    moments: dict[str, list[npt.NDArray[np.float32]]] = {}
-    if careful:
-        from edgekit.quant.moments import second_moments
-
-        fit = [layer for layer in chosen if layer.node.op_type != "ConvTranspose"]
-        moments = second_moments(proto, fit, few, samples, progress)
-    if bias == "fast" and means is None:
-        means = biases.channel_means(proto, biases.wanted_means(proto, spec.nodes), few, progress=progress)
-    done: dict[tuple[int, bool], dict[str, npt.NDArray[np.float32]]] = {}
-    for variant in wanted:
-        key = (WEIGHT_LIMIT[variant], variant in careful)
-        if key not in done or bias == "full":
-            from edgekit.quant.rounding import compensated
-
-            weights = compensated(chosen, spec, variant, moments) if variant in careful else {}
-            done[key] = {**weights, **_biases(proto, spec, variant, few, bias, means, weights)}
-        if done[key]:
-            found[variant] = done[key]
+    few = thinned(batches, int(spec.source.get("samples", FEW)), proto)[1]
+    done: dict[int, dict[str, npt.NDArray[np.float32]]] = {}
+    with (progress or Silent()).task("rounding weights"):
+        for variant in dict.fromkeys(variants):
+            key = WEIGHT_LIMIT[variant]
+            if key not in done or bias == "full":
+                weights = compensated(chosen, spec, variant, observed.moments) if careful else {}
+                done[key] = {**weights, **_biases(proto, spec, variant, few, bias, observed.means, weights)}
+            if done[key]:
+                found[variant] = done[key]
     return found
 
 
@@ -82,11 +72,11 @@ def _biases(
     variant: Variant,
     few: Batches,
     how: BiasCorrection,
-    means: biases.Means | None,
+    means: biases.Means,
     weights: dict[str, npt.NDArray[np.float32]],
 ) -> dict[str, npt.NDArray[np.float32]]:
     if how == "fast":
-        return biases.fast(proto, spec, variant, means or {}, weights)
+        return biases.fast(proto, spec, variant, means, weights)
     if how == "full":
         together = [np.concatenate(arrays) for arrays in zip(*few(), strict=True)]
         return biases.full(proto, spec, variant, together, weights)

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from edgekit.context import Progress, Silent
 from edgekit.metrics import Difference, paired_accuracy, top_k
 from edgekit.quant import timing
-from edgekit.quant.calibrate import Batches
-from edgekit.quant.choose import snr_db
+from edgekit.quant.histogram import snr_db
+from edgekit.quant.observe import Batches
 from edgekit.quant.qdq import emit
 from edgekit.quant.sensitivity import Corrections, Layer, Scan, layers, scan
 from edgekit.quant.session import open_session

@@ -7,17 +7,16 @@ needs no data any more.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.context import Progress, Silent
-from edgekit.quant.calibrate import Batches
 from edgekit.quant.layers import Layer
-from edgekit.quant.session import open_session
-from edgekit.quant.view import attribute, typed
+from edgekit.quant.view import attribute
 
 if TYPE_CHECKING:
     import onnx
@@ -25,43 +24,69 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
-PATCHES = 2048
-"""About so many patches of an operator's input are looked at, from all samples together."""
+PATCHES = 1024
+"""At least so many patches of an operator's input are looked at, and twice as many as it has inputs times taps."""
 
-WIDEST = 2304
+EACH = 16
+"""So many patches at most come from one sample."""
+
+TOGETHER = 2**21
+"""Bytes of patches that are summed up in one product: few at a time would cost as much."""
+
+WIDEST = 1152
 """An operator with more inputs times taps than this has its moments in blocks of whole channels, at most so wide."""
 
 Crop = tuple[tuple[int, int, int], ...]
 """Start, end and step on each spatial axis; empty for the whole tensor."""
 
 
-def second_moments(
-    proto: onnx.ModelProto, chosen: Sequence[Layer], batches: Batches, samples: int, progress: Progress | None = None
-) -> dict[str, list[Floats]]:
-    """Per node name its moments `[groups, k, k]`, block after block of its inputs, in one pass over `batches`.
+@dataclass
+class Moments:
+    """`E[x x^T]` of one layer, summed up as patches come in; memory does not grow with them."""
 
-    `samples` is how many samples `batches` holds: each gives `PATCHES / samples` patches of every operator.
-    """
-    each = -(-PATCHES // max(samples, 1))
-    readers: dict[str, list[Layer]] = {}
-    for layer in chosen:
-        readers.setdefault(layer.source, []).append(layer)
-    sizes = _sizes(proto, tuple(readers), batches)
-    crops = {name: _crop(sizes[name][2:], readers[name], each) for name in readers}
-    session = open_session(_with_crops(proto, crops))
-    totals: dict[str, list[Floats]] = {}
-    counts: dict[str, int] = {}
-    with (progress or Silent()).task("rounding: moments", samples) as task:
-        for batch in batches():
-            for name, read in zip(readers, session(batch), strict=True):
-                for layer in readers[name]:
-                    rows = patches(layer, read, each * len(batch[0]), padded=not crops[name])
-                    parts = [np.matmul(part.transpose(0, 2, 1), part) for part in _blocks(layer, rows)]
-                    key = layer.node.name
-                    totals[key] = [a + b for a, b in zip(totals[key], parts, strict=True)] if key in totals else parts
-                    counts[key] = counts.get(key, 0) + rows.shape[1]
-            task.advance(len(batch[0]))
-    return {key: [part / np.float32(counts[key]) for part in parts] for key, parts in totals.items()}
+    layer: Layer
+    count: int = 0
+    sums: list[Floats] = field(default_factory=list)
+    waiting: list[Floats] = field(default_factory=list)
+
+    @cached_property
+    def widths(self) -> list[int]:
+        """Of the layer's blocks."""
+        return widths(self.layer)
+
+    @property
+    def full(self) -> bool:
+        """Whether more patches would tell little more."""
+        return self.count >= max(PATCHES, 2 * max(self.widths))
+
+    def add(self, piece: Array, samples: int, *, padded: bool) -> None:
+        """Take the patches in a piece of the layer's input that `samples` samples gave."""
+        if self.full:
+            return
+        rows = patches(self.layer, piece, EACH * samples, padded=padded)
+        self.waiting.append(rows)
+        self.count += rows.shape[1]
+        if self.full or len(self.waiting) * rows.nbytes >= TOGETHER:
+            self._settle()
+
+    def _settle(self) -> None:
+        if not self.waiting:
+            return
+        rows = np.concatenate(self.waiting, axis=1)
+        self.waiting.clear()
+        edges = np.cumsum([0, *self.widths])
+        for i, (start, end) in enumerate(itertools.pairwise(edges)):
+            part = rows[:, :, start:end]
+            product = np.matmul(part.transpose(0, 2, 1), part)
+            if i < len(self.sums):
+                self.sums[i] += product
+            else:
+                self.sums.append(product)
+
+    def result(self) -> list[Floats]:
+        """The moments `[groups, k, k]`, block after block of the layer's inputs; none without any patch."""
+        self._settle()
+        return [part / np.float32(self.count) for part in self.sums]
 
 
 def widths(layer: Layer) -> list[int]:
@@ -70,11 +95,6 @@ def widths(layer: Layer) -> list[int]:
     taps = int(np.prod(layer.value.shape[2:], dtype=int))
     most = max(WIDEST // taps, 1) * taps
     return [min(most, columns - start) for start in range(0, columns, most)]
-
-
-def _blocks(layer: Layer, rows: Floats) -> list[Floats]:
-    edges = np.cumsum([0, *widths(layer)])
-    return [rows[:, :, a:b] for a, b in itertools.pairwise(edges)]
 
 
 def patches(layer: Layer, x: Array, wanted: int, *, padded: bool = True) -> Floats:
@@ -87,6 +107,10 @@ def patches(layer: Layer, x: Array, wanted: int, *, padded: bool = True) -> Floa
         return np.ascontiguousarray(flat[:: max(1, len(flat) // wanted)], np.float32)[None]
     kernel = layer.value.shape[2:]
     rank = len(kernel)
+    plain = max(kernel) == 1 and not any(attribute(layer.node, "pads", [0]))
+    if plain and layer.groups == 1 and max(attribute(layer.node, "strides", [1])) == 1:
+        rows = x.reshape(*x.shape[:2], -1)[:, :, :: max(1, x[:, 0].size // wanted)]
+        return np.ascontiguousarray(rows.transpose(0, 2, 1), np.float32).reshape(1, -1, x.shape[1])
     strides = attribute(layer.node, "strides", [1] * rank)
     dilations = attribute(layer.node, "dilations", [1] * rank)
     if padded:
@@ -124,15 +148,15 @@ def padding(
     return before + after
 
 
-def _crop(sizes: Sequence[int], readers: Sequence[Layer], each: int) -> Crop:
+def crop(sizes: Sequence[int], readers: Sequence[Layer], each: int) -> Crop:
     """What is read back of a tensor with these spatial sizes: all of it where that is little."""
     if not sizes or any(layer.node.op_type in ("Gemm", "MatMul") for layer in readers):
         return ()
     side = int(np.ceil(each ** (1 / len(sizes))))
     kernels = [layer.value.shape[2:] for layer in readers]
     if all(max(kernel) == 1 for kernel in kernels):
-        return tuple((0, size, max(1, size // side)) for size in sizes)
-    crop = []
+        return tuple((min(size - 1, size // (2 * side)), size, -(-size // side)) for size in sizes)
+    found = []
     for axis, size in enumerate(sizes):
         need = 1
         for layer, kernel in zip(readers, kernels, strict=True):
@@ -141,48 +165,5 @@ def _crop(sizes: Sequence[int], readers: Sequence[Layer], each: int) -> Crop:
             need = max(need, (side - 1) * stride + (kernel[axis] - 1) * dilation + 1)
         if size < 2 * need:
             return ()
-        crop.append(((size - need) // 2, (size - need) // 2 + need, 1))
-    return tuple(crop)
-
-
-def _sizes(proto: onnx.ModelProto, names: Sequence[str], batches: Batches) -> dict[str, tuple[int, ...]]:
-    """The shapes of tensors; where the graph does not say, those that the first batch gives."""
-    import onnx
-
-    from edgekit.graph.tools import shapes
-
-    known = {name: shape for name, shape in shapes(typed(proto).graph).items() if name in names}
-    if all(all(isinstance(n, int) for n in known.get(name, ("?", "?"))[1:]) for name in names):
-        return {name: (0, *(int(n or 0) for n in known[name][1:])) for name in names}
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    del copy.graph.output[:]
-    for name in names:
-        copy.graph.node.append(onnx.helper.make_node("Shape", [name], [f"{name}/shape"], name=f"{name}/shape"))
-        copy.graph.output.append(onnx.helper.make_tensor_value_info(f"{name}/shape", onnx.TensorProto.INT64, [None]))
-    answers = open_session(copy)(next(iter(batches())))
-    return {name: tuple(int(n) for n in answer) for name, answer in zip(names, answers, strict=True)}
-
-
-def _with_crops(proto: onnx.ModelProto, crops: Mapping[str, Crop]) -> onnx.ModelProto:
-    """A copy whose outputs are pieces of tensors."""
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    graph = copy.graph
-    del graph.output[:]
-    for name, crop in crops.items():
-        output = f"{name}/piece"
-        inputs = [name]
-        if crop:
-            columns = (*zip(*crop, strict=True), range(2, 2 + len(crop)))
-            for part, column in zip(("start", "end", "step", "axes"), columns, strict=True):
-                inputs.append(f"{output}_{part}")
-                graph.initializer.append(onnx.numpy_helper.from_array(np.array(list(column), np.int64), inputs[-1]))
-            order = [inputs[0], inputs[1], inputs[2], inputs[4], inputs[3]]
-            graph.node.append(onnx.helper.make_node("Slice", order, [output], name=output))
-        else:
-            graph.node.append(onnx.helper.make_node("Identity", [name], [output], name=output))
-        graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None))
-    return copy
+        found.append(((size - need) // 2, (size - need) // 2 + need, 1))
+    return tuple(found)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.context import Progress, Silent
-from edgekit.quant.choose import snr_db
+from edgekit.quant.histogram import snr_db
 from edgekit.quant.plan import ACTIVATIONS, PASS_THROUGH, WEIGHTED
 from edgekit.quant.qdq import emit
 from edgekit.quant.session import Session, open_session

@@ -15,30 +15,23 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from edgekit.errors import UsageError
 from edgekit.model import Model, OnnxModel, Step, TensorSpec, TorchModel
-from edgekit.quant.spec import Form
 from edgekit.units import parse_decibels, parse_points
 
 if TYPE_CHECKING:
-    import onnx
-
     from edgekit.context import RunContext
     from edgekit.data import DataSet, Split
-    from edgekit.quant.calibrate import Batches
     from edgekit.quant.choose import Choice
-    from edgekit.quant.pick import Picked
+    from edgekit.quant.observe import Batches
     from edgekit.quant.plan import Plan
-    from edgekit.quant.spec import QuantSpec, Variant
+    from edgekit.quant.spec import Variant
     from edgekit.target import Target
 
 BATCH = 32
-BATCH_VALUES = 16 * 3 * 224 * 224
-"""A batch of samples is at most this large, so that activations of large images stay in memory."""
+BATCH_VALUES = 4 * 3 * 224 * 224
+"""A batch of samples is at most this large: then the activations of a large image stay in a processor's cache."""
 
 FEW = 16
 """Fewer calibration samples than this are warned of."""
-
-HELD_OUT = 128
-"""So many samples at most compare calibrators."""
 
 
 def _by(parse: Callable[[str | float], float]) -> BeforeValidator:
@@ -58,10 +51,8 @@ def _by(parse: Callable[[str | float], float]) -> BeforeValidator:
 class Quantize(BaseModel):
     """Run the network in 8-bit integers: symmetric weights per channel, asymmetric activations per tensor.
 
-    Transformers get the 8-bit form that is best on each backend, static or dynamic; other precisions by name.
-
-    Ranges are minimum and maximum, or the 99.99th percentile on either side; `auto` takes whichever leaves the
-    output nearest to float on samples that did not calibrate (Nagel et al. 2021, arXiv:2106.08295, section 3).
+    Ranges come from one pass over the samples; `auto` chooses, tensor by tensor, whichever calibrator's range has the
+    least expected squared error (Nagel et al. 2021, arXiv:2106.08295, section 3).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -69,11 +60,10 @@ class Quantize(BaseModel):
     kind: ClassVar[str] = "quantize"
     trains: ClassVar[bool] = False
 
-    precision: Form = "int8"
-    """`int8` is static, and for transformers whichever 8-bit form is best on each backend."""
-    calibration: Literal["auto", "minmax", "percentile"] = "auto"
+    precision: Literal["int8"] = "int8"
+    calibration: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"
     samples: int = Field(default=512, ge=1)
-    """Calibration samples, the ones that compare calibrators included."""
+    """Calibration samples."""
     max_drop: Annotated[float, _by(parse_points), Field(ge=0, lt=1)] = 0.005
     """Largest loss of the task's metric against float, as a fraction of one ("0.5pp"); decides what ships."""
     min_snr: Annotated[float, _by(parse_decibels), Field(ge=0, le=200)] = 20.0
@@ -85,7 +75,7 @@ class Quantize(BaseModel):
     bias_correction: Literal["none", "fast", "full"] = "fast"
     """Biases that make up for rounding: from the means of inputs, or measured on the quantized graph."""
     rounding: Literal["auto", "nearest", "compensated"] = "auto"
-    """How weights are rounded; `auto` compensates where a target's weights have 7 bits."""
+    """How weights are rounded: each to its nearest step, or so that errors cancel at the output, which `auto` does."""
 
     def apply(self, model: Model, ctx: RunContext) -> Model:
         """The folded graph with its QuantSpec.
@@ -96,8 +86,9 @@ class Quantize(BaseModel):
         from edgekit.graph.crossing import to_onnx
         from edgekit.graph.fold import fold
         from edgekit.graph.norms import norms_to_convolutions
+        from edgekit.quant.choose import choose
         from edgekit.quant.correct import correct
-        from edgekit.quant.layers import own_biases
+        from edgekit.quant.layers import layers, own_biases
         from edgekit.quant.plan import plan
         from edgekit.stages._accuracy import settle
 
@@ -110,91 +101,56 @@ class Quantize(BaseModel):
         proto = norms_to_convolutions(fold(source.proto))
         if self.bias_correction != "none":
             proto = own_biases(proto)
-        if self.precision != "int8":
-            return self._uncalibrated(proto, source, start)
         planned = plan(proto, matching(self.keep_float, [node.name for node in proto.graph.node]))
-        choice, apart, batches = self._choose(proto, planned, source, ctx)
-        picked = self._pick(proto, choice.spec, source, ctx)
+        batches, total, facts = self._samples(source, ctx)
+        corrected = self.bias_correction != "none" or self.rounding != "nearest"
+        chosen = layers(proto, planned.nodes) if corrected else []
+        choice = choose(
+            proto,
+            planned,
+            batches,
+            self.calibration,
+            layers=chosen,
+            total=total,
+            source=facts,
+            progress=ctx.progress,
+        )
         corrections = correct(
             proto,
-            picked.spec,
-            variants(ctx.targets, picked.spec),
+            choice.spec,
+            variants(ctx.targets),
             batches,
+            choice.observed,
             bias=self.bias_correction,
             rounding=self.rounding,
             progress=ctx.progress,
         )
-        settled = settle(self, proto, picked.spec, corrections, source, calibration_split(ctx.data), ctx)
+        settled = settle(self, proto, choice.spec, corrections, source, calibration_split(ctx.data), ctx)
         step = Step(
             name=self.kind,
             config=self.model_dump(mode="json"),
             seconds=time.monotonic() - start,
-            notes=(*_notes(planned, choice, apart=apart), *picked.notes, *settled.notes),
+            notes=(*_notes(planned, choice), *settled.notes),
             sensitivity=tuple(vars(row) for row in settled.rows),
-            warnings=_doubts(choice, len(self._calibrating(ctx.data)[0])),
+            warnings=_doubts(choice, total),
             refused=settled.refused,
         )
         return replace(
             source, proto=proto, quant=settled.spec, corrections=settled.corrections, original=source.reference
         ).after(step)
 
-    def _uncalibrated(self, proto: onnx.ModelProto, source: OnnxModel, start: float) -> OnnxModel:
-        """The form that the recipe names, which needs no ranges of activations."""
-        from edgekit.quant.forms import form_spec
-
-        unwanted = matching(self.keep_float, [node.name for node in proto.graph.node])
-        spec = form_spec(proto, self.precision, unwanted)
-        notes = [f"{len(spec.nodes)} operators and {len(spec.tables)} embeddings in {self.precision}"]
-        notes += [f"{name} stays float: {why}" for name, why in list(spec.keep_float.get("*", {}).items())[:10]]
-        config = self.model_dump(mode="json")
-        step = Step(name=self.kind, config=config, seconds=time.monotonic() - start, notes=tuple(notes))
-        return replace(source, proto=proto, quant=spec, original=source.reference, corrections={}).after(step)
-
-    def _pick(self, proto: onnx.ModelProto, spec: QuantSpec, model: OnnxModel, ctx: RunContext) -> Picked:
-        """The best 8-bit form for each backend, where there is a choice: static is it but for transformers."""
-        from edgekit.quant.pick import FAST, Picked, attends, pick
-
-        if not spec.nodes or not attends(proto):
-            return Picked(spec)
+    def _samples(self, model: OnnxModel, ctx: RunContext) -> tuple[Batches, int, dict[str, str]]:
+        """The calibration samples, how many they are, and where they come from."""
         split = calibration_split(ctx.data)
-        _, held = partition(len(split), self.samples, compares=True)
-        backends = [name for target in ctx.targets for name in target.backends] or list(FAST)
-        return pick(proto, spec, feed(split, held, model.inputs), backends, self.min_snr, progress=ctx.progress)
-
-    def _choose(
-        self, proto: onnx.ModelProto, planned: Plan, model: OnnxModel, ctx: RunContext
-    ) -> tuple[Choice, bool, Batches]:
-        """The QuantSpec, whether calibrators were compared on samples that did not calibrate, and those that did."""
-        from edgekit.quant.choose import choose
-
-        split = calibration_split(ctx.data)
-        inner, held = self._calibrating(ctx.data)
         facts = {"data": ctx.data.name, "split": split.name, "sha256": ctx.data.sha256}
-        batches = feed(split, inner, model.inputs)
-        choice = choose(
-            proto,
-            planned,
-            batches,
-            feed(split, held, model.inputs),
-            self.calibration,
-            source={key: value for key, value in facts.items() if value},
-            progress=ctx.progress,
-        )
-        return choice, held.start >= inner.stop, batches
-
-    def _calibrating(self, data: DataSet) -> tuple[range, range]:
-        """Which samples calibrate, and which compare calibrators."""
-        return partition(len(calibration_split(data)), self.samples, compares=self.calibration == "auto")
+        total = min(len(split), self.samples)
+        return feed(split, range(total), model.inputs), total, {key: value for key, value in facts.items() if value}
 
 
-def variants(targets: Sequence[Target], spec: QuantSpec | None = None) -> tuple[Variant, ...]:
-    """The grid variants that `targets` use, and the affine one, in which the stage's result is checked on the host.
-
-    Those of backends that `spec` gives another form than static int8 are left out.
-    """
-    pairs = [(name, facts.grid) for target in targets for name, facts in target.backends.items()]
-    static = [grid for name, grid in (("onnxruntime", "affine"), *pairs) if spec is None or spec.form(name) == "int8"]
-    return tuple(dict.fromkeys(static))
+def variants(targets: Sequence[Target]) -> tuple[Variant, ...]:
+    """The grid variants that `targets` use, and the affine one, in which the stage's result is checked on the host."""
+    used = (facts.grid for target in targets for facts in target.backends.values())
+    return tuple(dict.fromkeys(("affine", *used)))
 
 
 def calibration_split(data: DataSet) -> Split:
@@ -227,21 +183,6 @@ def matching(patterns: Sequence[str], names: Sequence[str]) -> frozenset[str]:
             )
         found |= matched
     return frozenset(found)
-
-
-def partition(available: int, wanted: int, *, compares: bool) -> tuple[range, range]:
-    """Which samples calibrate and which compare calibrators: the last quarter of them, at most `HELD_OUT`.
-
-    >>> partition(1000, 512, compares=True)
-    (range(0, 384), range(384, 512))
-    """
-    total = min(available, wanted)
-    if not compares:
-        return range(total), range(0)
-    held = min(HELD_OUT, total // 4)
-    if not held:
-        return range(total), range(total)
-    return range(total - held), range(total - held, total)
 
 
 def feed(split: Split, rows: range, specs: Sequence[TensorSpec]) -> Batches:
@@ -333,16 +274,12 @@ def _doubts(choice: Choice, samples: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _notes(planned: Plan, choice: Choice, *, apart: bool) -> tuple[str, ...]:
-    notes = [f"{len(planned.nodes)} operators in 8 bits, ranges by {choice.calibrator}"]
-    if choice.snr_db:
-        seen = ", ".join(f"{name} {value:.1f} dB" for name, value in choice.snr_db.items())
-        which = "samples that did not calibrate" if apart else "the calibration samples, too few to hold some out"
-        notes.append(f"output against float on {which}: {seen}")
+def _notes(planned: Plan, choice: Choice) -> tuple[str, ...]:
+    if not planned.nodes:
+        return ("nothing to quantize: no operator of this network has an 8-bit form",)
+    notes = [f"{len(planned.nodes)} operators in 8 bits, ranges by {choice.calibrators or 'none'}"]
     floats = planned.keep_float.get("*", {})
     notes += [f"{name} stays float: {reason}" for name, reason in list(floats.items())[:10]]
     if len(floats) > 10:
         notes.append(f"{len(floats) - 10} more operators stay float")
-    if not planned.nodes:
-        notes.append("nothing to quantize: no operator of this network has an 8-bit form")
     return tuple(notes)

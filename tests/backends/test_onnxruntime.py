@@ -42,7 +42,7 @@ def quantized(model, x, keep_float=()):
     def batches():
         return iter([(x,)])
 
-    spec = choose(model.proto, plan(model.proto, keep_float), batches, batches, "minmax").spec
+    spec = choose(model.proto, plan(model.proto, keep_float), batches, "minmax").spec
     return OnnxModel(name=model.name, proto=model.proto, inputs=model.inputs, outputs=model.outputs, quant=spec)
 
 

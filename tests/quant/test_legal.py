@@ -19,7 +19,7 @@ def net():
 
 @pytest.fixture(scope="module")
 def spec(net):
-    return choose(net, plan(net), stream(samples()), stream(samples(16, 2)), "minmax").spec
+    return choose(net, plan(net), stream(samples()), "minmax").spec
 
 
 def without(mapping, *names):

@@ -39,7 +39,7 @@ def chain(bad=(), channels=8, depth=5, seed=0):
 
 
 def specified(net, x, calibration="minmax"):
-    return choose(net, plan(net), stream(x), stream(x), calibration).spec
+    return choose(net, plan(net), stream(x), calibration).spec
 
 
 def settled(net, x, bound=FLOOR, grids=None, labels=None, timer=None, **more):

@@ -53,7 +53,7 @@ def model(fashion_mnist):
     split = fashion_mnist.split("calibration")
     some = stream(split.preprocess.apply(split.inputs[:128]))
     inputs, outputs = tensor_specs(proto)
-    spec = choose(proto, plan(proto), some, some, "minmax").spec
+    spec = choose(proto, plan(proto), some, "minmax").spec
     return OnnxModel(name="tiny", proto=proto, inputs=inputs, outputs=outputs, quant=spec)
 
 

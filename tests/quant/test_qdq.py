@@ -16,7 +16,7 @@ from edgekit.quant.weights import quantize_weight
 
 def quantized(net, x=None, keep_float=(), calibration="minmax"):
     x = samples() if x is None else x
-    return choose(net, plan(net, keep_float), stream(x), stream(x), calibration).spec
+    return choose(net, plan(net, keep_float), stream(x), calibration).spec
 
 
 def makers(proto):

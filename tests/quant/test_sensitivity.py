@@ -10,7 +10,7 @@ from edgekit.quant.sensitivity import layers, scan
 
 
 def specified(net, x):
-    return choose(net, plan(net), stream(x), stream(x), "minmax").spec
+    return choose(net, plan(net), stream(x), "minmax").spec
 
 
 def alone(net, spec, layer, variant, backend="onnxruntime"):
@@ -91,7 +91,7 @@ def test_several_outputs_and_inputs_are_followed_past_their_ends():
     net = b.model({"x": ["n", 3, 8, 8], "late": shape}, {"early": shape, "end": shape})
     x, late = samples(8, shape=(3, 8, 8)), samples(8, seed=3, shape=(4, 8, 8))
     batches = lambda: ((x, late),)  # noqa: E731
-    spec = choose(net, plan(net), batches, batches, "minmax").spec
+    spec = choose(net, plan(net), batches, "minmax").spec
     found = layers(net, spec, "onnxruntime")
     seen = scan(net, spec, found, batches(), variant="affine", backend="onnxruntime", runtime="onnxruntime")
     both = lambda proto: session(proto).run(None, {"x": x, "late": late})  # noqa: E731

@@ -15,7 +15,7 @@ from edgekit.quant.spec import PerChannel, PerTensor, QuantSpec, Range
 @pytest.fixture(scope="module")
 def spec():
     net = residual_net()
-    return choose(net, plan(net), stream(samples()), stream(samples(16, 2)), source={"data": "noise"}).spec
+    return choose(net, plan(net), stream(samples()), source={"data": "noise"}).spec
 
 
 def test_json_round_trip_is_exact(spec):

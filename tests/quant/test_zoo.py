@@ -42,7 +42,7 @@ def quantized(name):
     """The folded graph of a network and its QuantSpec."""
     net = norms_to_convolutions(fold(normalise(zoo.ZOO[name]())))
     images = zoo.inputs(net, 32, seed=1)
-    return net, choose(net, plan(net), stream(images), stream(images), "minmax").spec
+    return net, choose(net, plan(net), stream(images), "minmax").spec
 
 
 def outputs(proto, backend, x):

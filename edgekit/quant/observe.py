@@ -1,0 +1,302 @@
+"""One streaming pass over the calibration samples: everything that calibrators and corrections need to know.
+
+Extremes of all tensors are exact and reduced inside the runtime. Histograms, means and second moments come from a
+strided sample of positions, of the same size for every calibration set: memory is flat, and one pass serves all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.context import Progress, Silent
+from edgekit.errors import UsageError
+from edgekit.quant.histogram import Histogram
+from edgekit.quant.layers import Layer
+from edgekit.quant.moments import EACH, Crop, Moments, crop
+from edgekit.quant.session import stream
+from edgekit.quant.view import GraphView, clip_bounds, typed
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = npt.NDArray[Any]
+Batches = Callable[[], Iterable[Sequence[Array]]]
+"""Makes a fresh stream of batches: one array for each input of the graph."""
+
+COUNTED = 2**19
+"""So many values of a tensor at most go into its histogram, over the whole calibration set."""
+
+FAR = 2**31 - 1
+
+_SAFE = frozenset(
+    {
+    "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "ConvTranspose", "Flatten", "Gather",
+    "Gemm", "GlobalAveragePool", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "MatMul", "MaxPool",
+    "Mul", "Pad", "ReduceMean", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze",
+    "Sub", "Tanh", "Transpose", "Unsqueeze", "Where",
+    }
+)  # fmt: skip
+"""Operators that make NaN only out of NaN or infinity."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What one pass found.
+
+    `histograms` with exact extremes for each tensor; `means` of each channel of what weighted operators read, by
+    tensor; `moments` of their inputs, by node, block after block (see `edgekit.quant.moments`).
+    """
+
+    histograms: Mapping[str, Histogram]
+    means: Mapping[str, Array] = field(default_factory=dict)
+    moments: Mapping[str, list[npt.NDArray[np.float32]]] = field(default_factory=dict)
+    samples: int = 0
+
+
+def observe(
+    proto: onnx.ModelProto,
+    names: Sequence[str],
+    batches: Batches,
+    layers: Sequence[Layer] = (),
+    *,
+    total: int | None = None,
+    progress: Progress | None = None,
+) -> Observed:
+    """Run every batch once: histograms of `names`, means and moments for `layers`. `total` is the number of samples.
+
+    Raises:
+        UsageError: there are no batches, or a tensor holds NaN or infinity.
+    """
+    view = GraphView(typed(proto).graph)
+    first = next(iter(batches()), None)
+    if first is None:
+        raise UsageError("Calibration got no samples. Give it some, a few hundred that look like real input.")
+    probes = _Probes(proto, view, names, layers, [array.shape for array in first])
+    share = COUNTED / max(total or len(first[0]), 1)
+    samples = 0
+    counts: deque[int] = deque()
+    with (progress or Silent()).task("calibrating", total) as task:
+        for _, values in stream(probes.proto, _filled(_checked(batches(), view), first, counts)):
+            count = counts.popleft()
+            probes.take(values, count, int(share * count) + 1)
+            samples += count
+            task.advance(count)
+    return probes.result(samples)
+
+
+def _filled(
+    batches: Iterable[Sequence[Array]], first: Sequence[Array], counts: deque[int]
+) -> Iterator[Sequence[Array]]:
+    """Batches of the first one's shape: a smaller one repeats its samples, and `counts` says how many are its own."""
+    for batch in batches:
+        counts.append(len(batch[0]) if batch[0].ndim else 1)
+        pairs = zip(batch, first, strict=True)
+        yield [np.resize(a, b.shape) if a.ndim and len(a) < len(b) else a for a, b in pairs]
+
+
+def _checked(batches: Iterable[Sequence[Array]], view: GraphView) -> Iterator[Sequence[Array]]:
+    for batch in batches:
+        for name, array in zip(view.inputs, batch, strict=True):
+            if array.dtype.kind == "f":
+                refuse(name, not np.isfinite(array).all())
+        yield batch
+
+
+def refuse(name: str, bad: bool) -> None:
+    """Stop where a tensor is not finite."""
+    if bad:
+        raise UsageError(
+            f"Calibration met NaN or infinity in tensor {name!r}. Check the calibration samples, their preprocessing, "
+            "and the model's weights."
+        )
+
+
+class _Probes:
+    """The graph with outputs that tell about its tensors, and how to read them.
+
+    Extremes are reduced over the axes behind the second alone and finished on the host: that is what runtimes do
+    fast in their own layouts. What a Relu or Clip makes is bounded below by zero, and its minimum is not asked for.
+    """
+
+    def __init__(
+        self,
+        proto: onnx.ModelProto,
+        view: GraphView,
+        names: Sequence[str],
+        layers: Sequence[Layer],
+        inputs: Sequence[tuple[int, ...]],
+    ) -> None:
+        self.proto = _copy(proto)
+        self.graph = self.proto.graph
+        del self.graph.output[:]
+        self.view = view
+        self.outputs: dict[str, int] = {}
+        self.constants: set[str] = set()
+        self.shapes = _shapes(proto, view, inputs)
+        _fix(self.graph, view, inputs)
+        self.channels = {layer.source: -1 if layer.node.op_type in ("Gemm", "MatMul") else 1 for layer in layers}
+        self.low = {name: self.reduced(name, "ReduceMin") for name in names if not self._bounded(name)}
+        self.high = {name: self.reduced(name, "ReduceMax") for name in names}
+        self.strided = {name: self.positions(name) for name in dict.fromkeys((*names, *self.channels))}
+        self.sums = {name: self.reduced(name, "ReduceSum") for name in _doubtful(view)}
+        self.histograms = {name: Histogram() for name in names}
+        self.totals = {name: (np.zeros(1), 0) for name in self.channels}
+        self.readers: dict[str, list[Moments]] = {}
+        for layer in layers:
+            if layer.node.op_type != "ConvTranspose":
+                self.readers.setdefault(layer.source, []).append(Moments(layer))
+        self.crops = {name: self._crop(name, found) for name, found in self.readers.items()}
+        self.pieces = {name: self._piece(name, self.crops[name]) for name in self.readers}
+
+    def _bounded(self, name: str) -> bool:
+        producer = self.view.producer.get(name)
+        if producer is None or producer.op_type not in ("Relu", "Clip"):
+            return False
+        bounds = clip_bounds(producer, self.view)
+        return bounds is not None and bounds[0] == 0.0
+
+    def _output(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> int:
+        """The position of a new output, or that of the one that is there under this name."""
+        import onnx
+
+        if name not in self.outputs:
+            self.graph.node.append(onnx.helper.make_node(op, list(inputs), [name], name=name, **attributes))
+            self.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+            self.outputs[name] = len(self.outputs)
+        return self.outputs[name]
+
+    def _constant(self, values: Sequence[int]) -> str:
+        import onnx
+
+        name = f"edgekit/{'_'.join(map(str, values))}"
+        if name not in self.constants:
+            self.constants.add(name)
+            self.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values, np.int64), name))
+        return name
+
+    def reduced(self, name: str, op: str) -> int:
+        """A tensor reduced over its axes from the third on; a small one is read as it is."""
+        shape = self.shapes.get(name)
+        if shape is None:
+            return self._output(op, [name], f"{name}/edgekit/{op}", keepdims=0)
+        if len(shape) < 3:
+            return self._whole(name)
+        axes = self._constant(range(2, len(shape)))
+        return self._output(op, [name, axes], f"{name}/edgekit/{op}", keepdims=1)
+
+    def _whole(self, name: str) -> int:
+        return self._output("Identity", [name], f"{name}/edgekit/whole")
+
+    def positions(self, name: str) -> int:
+        """Some positions, or tokens, of every channel."""
+        shape = self.shapes.get(name)
+        if shape is None or len(shape) < 3:
+            return self._whole(name)
+        axes = [1] if len(shape) == 3 and self.channels.get(name) == -1 else list(range(2, len(shape)))
+        each = max(1, round(EACH ** (1 / len(axes))))
+        steps = [-(-shape[axis] // each) for axis in axes]
+        return self._slice(name, axes, [step // 2 for step in steps], [FAR] * len(axes), steps)
+
+    def _slice(
+        self, name: str, axes: Sequence[int], starts: Sequence[int], ends: Sequence[int], steps: Sequence[int]
+    ) -> int:
+        output = f"{name}/edgekit/slice_{'_'.join(map(str, (*axes, *starts, *ends, *steps)))}"
+        return self._output("Slice", [name, *map(self._constant, (starts, ends, axes, steps))], output)
+
+    def _crop(self, name: str, readers: Sequence[Moments]) -> Crop:
+        shape = self.shapes.get(name)
+        return crop(shape[2:], [reader.layer for reader in readers], EACH) if shape else ()
+
+    def _piece(self, name: str, found: Crop) -> int:
+        """What the moments of a tensor's readers are made of; the whole tensor where there is nothing to leave out."""
+        if not found:
+            return self.positions(name) if self.channels[name] == -1 else self._whole(name)
+        starts, ends, steps = zip(*found, strict=True)
+        return self._slice(name, range(2, 2 + len(found)), starts, ends, steps)
+
+    def take(self, values: Sequence[Array], samples: int, counted: int) -> None:
+        """Add one batch's outputs; about `counted` values of each tensor go into its histogram."""
+        for name, histogram in self.histograms.items():
+            high = float(values[self.high[name]].max(initial=-np.inf))
+            low = float(values[self.low[name]].min(initial=np.inf)) if name in self.low else 0.0
+            if low > high:  # a tensor without values leaves what the reduction began with
+                continue
+            refuse(name, not (np.isfinite(low) and np.isfinite(high)))
+            flat = values[self.strided[name]].reshape(-1)
+            part = flat[:: stride_for(flat.size, counted)]
+            histogram.add(part, low, high, part.size / max(math.prod(self.shapes.get(name, flat.shape)), 1))
+        for name, place in self.sums.items():
+            refuse(name, not bool(np.isfinite(values[place]).all()))
+        for name, axis in self.channels.items():
+            value = values[self.strided[name]]
+            moved = value.reshape(-1, value.shape[-1]) if axis == -1 else value.reshape(*value.shape[:2], -1)
+            total, count = self.totals[name]
+            means = moved.mean(axis=0) if axis == -1 else moved.mean(axis=(0, 2))
+            self.totals[name] = (total + means.astype(np.float64) * samples, count + samples)
+        for name, readers in self.readers.items():
+            for reader in readers:
+                reader.add(values[self.pieces[name]], samples, padded=not self.crops[name])
+
+    def result(self, samples: int) -> Observed:
+        """What all batches together tell."""
+        means = {name: total / max(count, 1) for name, (total, count) in self.totals.items()}
+        moments = {reader.layer.node.name: reader.result() for found in self.readers.values() for reader in found}
+        return Observed(self.histograms, means, moments, samples)
+
+
+def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    return copy
+
+
+def _shapes(proto: onnx.ModelProto, view: GraphView, inputs: Sequence[tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors whose shapes follow from those of the first batch."""
+    import onnx
+
+    fixed = _copy(proto)
+    _fix(fixed.graph, view, inputs)
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
+    found: dict[str, tuple[int, ...]] = {}
+    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+        kind = value.type.tensor_type
+        if kind.HasField("shape") and all(dim.dim_value > 0 for dim in kind.shape.dim):
+            found[value.name] = tuple(dim.dim_value for dim in kind.shape.dim)
+    return found
+
+
+def _doubtful(view: GraphView) -> list[str]:
+    """Tensors whose sum is checked: minimum and maximum skip NaN in both runtimes."""
+    made = [name for node in view.nodes if node.op_type not in _SAFE for name in node.output if view.is_float(name)]
+    return list(dict.fromkeys([*made, *(name for name in view.outputs if view.is_float(name))]))
+
+
+def stride_for(count: int, wanted: int) -> int:
+    """A prime stride of at least `count / wanted` that does not divide `count`: it walks over all channels alike."""
+    step = max(1, count // max(wanted, 1))
+    while step > 1 and (count % step == 0 or any(step % d == 0 for d in range(2, int(step**0.5) + 1))):
+        step += 1
+    return step
+
+
+def _fix(graph: onnx.GraphProto, view: GraphView, inputs: Sequence[tuple[int, ...]]) -> None:
+    """Change `graph`: its inputs have these shapes; runtimes then plan memory once, and need half as much."""
+    given = {value.name: value for value in graph.input}
+    for name, shape in zip(view.inputs, inputs, strict=True):
+        kind = given[name].type.tensor_type
+        kind.ClearField("shape")
+        kind.shape.SetInParent()
+        for extent in shape:
+            kind.shape.dim.add().dim_value = extent
+    del graph.value_info[:]
