@@ -39,7 +39,8 @@ def outputs_of(model: Model, inputs: Arrays) -> Arrays:
         return list(run_onnx(model.proto, inputs, batch=BATCH))
     from edgekit.quant.qdq import emit
 
-    return list(run_onnx(emit(model.lowered("affine"), model.quant, "affine", "onnxruntime"), inputs, batch=BATCH))
+    graph = emit(model.lowered("affine", "onnxruntime"), model.quant, "affine", "onnxruntime")
+    return list(run_onnx(graph, inputs, batch=BATCH))
 
 
 def classifies(outputs: Sequence[npt.NDArray[np.generic]]) -> bool:

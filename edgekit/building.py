@@ -38,6 +38,11 @@ class Part:
     precision: Precision
     model: OnnxModel
 
+    def on(self, backend: str) -> Part:
+        """The part as `backend` gets it: a quantized model may have another form there."""
+        spec = self.model.quant if self.role == "quantized" else None
+        return self if spec is None else replace(self, precision=spec.form(backend))
+
 
 def parts(final: Model) -> tuple[Part, ...]:
     """The networks to build after the last stage, the reference first."""
@@ -46,7 +51,7 @@ def parts(final: Model) -> tuple[Part, ...]:
     onnx_model = to_onnx(final) if isinstance(final, TorchModel) else final
     found = [Part("reference", "fp32", onnx_model.reference), Part("float", "fp32", replace(onnx_model, quant=None))]
     if onnx_model.quant is not None:
-        found.append(Part("quantized", "int8", onnx_model))
+        found.append(Part("quantized", onnx_model.quant.precision, onnx_model))
     return tuple(found)
 
 
@@ -70,6 +75,7 @@ class Builder:
 
     def build(self, part: Part, target: Target, backend_name: str) -> Outcome:
         """One bundle, or the reason why there is none; only this backend fails with it."""
+        part = part.on(backend_name)
         result = Result(
             target=target.name, backend=backend_name, precision=part.precision, role=part.role, status="failed"
         )

@@ -21,7 +21,9 @@ EXTENT = 64
 """What a dynamic axis other than the batch is taken as where a number is needed (trying, export, counting)."""
 
 Role = Literal["reference", "float", "quantized"]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "int8_dynamic", "int8_weights", "int4_weights"]
+"""`int8` is static: activations are integers on a calibrated grid. `int8_dynamic` finds their ranges while it runs.
+`int8_weights` and `int4_weights` keep the weights alone as integers."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,13 @@ class OnnxModel:
         """The untouched original."""
         return self.original or self
 
-    def lowered(self, variant: Variant) -> onnx.ModelProto:
-        """The graph that emitters of `variant` get: `proto`, or a copy with the variant's corrections."""
-        changed = self.corrections.get(variant)
+    def lowered(self, variant: Variant, backend: str | None = None) -> onnx.ModelProto:
+        """The graph that emitters of `variant` get: `proto`, or a copy with the variant's corrections.
+
+        Those are for static integers: a `backend` that gets another form of the model gets `proto`.
+        """
+        static = backend is None or self.quant is None or self.quant.form(backend) == "int8"
+        changed = self.corrections.get(variant) if static else None
         if not changed:
             return self.proto
         from edgekit.graph.tools import with_initializers

@@ -11,6 +11,9 @@ from edgekit.report.predictions import Predictions
 from edgekit.report.quantities import show, show_interval, turned
 from edgekit.report.report import Bounds, Result
 
+SMALLER = frozenset({"fp16", "int8_weights", "int4_weights"})
+"""Precisions that a recipe asks for by name to get a smaller file: these ship unless they are shown slower."""
+
 Loader = Callable[[str], Predictions]
 
 MIN_SNR = 20.0
@@ -50,10 +53,10 @@ def choose_ships(
     """Choose among the results of one (target, backend).
 
     The quantized bundle ships if it is not shown slower or worse: where a device measured it, the upper bound of its
-    paired p50 ratio against float lies below 1; and it loses at most `max_drop` (a fraction: 0.005 = 0.5 pp) of
-    accuracy against float. Without labels its outputs must be `min_snr` dB from float's. What could not be measured,
-    for want of a device or of its runtime, lets it ship unverified, and the reason says so; unless `quantize`
-    saw on the host that it is too far from float (`refused`).
+    paired p50 ratio against float lies below 1 (the lower bound, for a precision that is wanted for its size); and it
+    loses at most `max_drop` (a fraction: 0.005 = 0.5 pp) of accuracy against float. Without labels its outputs must be
+    `min_snr` dB from float's. What could not be measured, for want of a device or of its runtime, lets it ship
+    unverified, and the reason says so; unless `quantize` saw on the host that it is too far from float (`refused`).
     """
     usable = [r for r in results if r.status != "failed"]
     by_role = {role: next((r for r in usable if r.role == role), None) for role in ("quantized", "float", "reference")}
@@ -117,6 +120,9 @@ def _speed(quantized: Result, base: Result) -> _Finding:
     seen = show_interval(Bounds(value=pair.ratio, low=pair.low, high=pair.high), "ratio")
     if pair.high < 1:
         return _Finding(True, f"takes {seen} the time of {base.role}")
+    if quantized.precision in SMALLER and pair.low <= 1 and (quantized.size_bytes or 0) < (base.size_bytes or 0):
+        share = show((quantized.size_bytes or 0) / (base.size_bytes or 1), "ratio")
+        return _Finding(True, f"has {share} the bytes of {base.role} and is not shown slower ({seen} the time)")
     return _Finding(False, f"is not shown faster than {base.role} ({seen} the time, the interval must lie below 1)")
 
 

@@ -24,12 +24,14 @@ def emitted(job: Job, backend: str) -> onnx.ModelProto:
     The model's own graph is not touched.
 
     Raises:
-        BuildError: a quantized build of a model that no stage has quantized.
+        BuildError: a quantized build of a model that no stage has quantized, or a form that `backend` lacks.
     """
     from edgekit.graph.fold import fold
     from edgekit.graph.opset import for_opset
+    from edgekit.quant.forms import refuse
     from edgekit.quant.qdq import emit
 
+    refuse(backend, job.precision)
     if job.role != "quantized":
         graph = fold(job.model.proto)
     elif job.model.quant is None:
@@ -38,7 +40,7 @@ def emitted(job: Job, backend: str) -> onnx.ModelProto:
             "Put `quantize` into the recipe's stages."
         )
     else:
-        graph = emit(job.model.lowered(job.facts.grid), job.model.quant, job.facts.grid, backend)
+        graph = emit(job.model.lowered(job.facts.grid, backend), job.model.quant, job.facts.grid, backend)
     return for_opset(graph, job.facts.max_opset) if job.facts.max_opset else graph
 
 

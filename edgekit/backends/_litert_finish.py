@@ -92,7 +92,10 @@ def first_unknown(content: bytes, matches: Mapping[int, Sequence[str]]) -> tuple
 
 
 def placement(content: bytes, reasons: Mapping[str, str]) -> Placement:
-    """How many operators make int8 and float tensors. QUANTIZE, DEQUANTIZE and shape arithmetic count for neither."""
+    """How many operators make int8 and float tensors. QUANTIZE, DEQUANTIZE and shape arithmetic count for neither.
+
+    An operator with integer weights counts as int8, whatever its result: it computes in integers.
+    """
     model = fb.read(content)
     (graph,) = model.subgraphs
     counts = {"INT8": 0, "FLOAT32": 0}
@@ -100,6 +103,9 @@ def placement(content: bytes, reasons: Mapping[str, str]) -> Placement:
         if fb.operator_name(model, operator) in ("QUANTIZE", "DEQUANTIZE"):
             continue
         kinds = {fb.type_name(graph.tensors[index]) for index in fb.indices(operator.outputs)}
+        if fb.operator_name(model, operator) == "FULLY_CONNECTED":
+            weight = graph.tensors[fb.indices(operator.inputs)[1]]
+            kinds = {"INT8"} if fb.type_name(weight) in ("INT4", "INT8") else kinds
         for kind in kinds & counts.keys():
             counts[kind] += 1
     return Placement(counts["INT8"], counts["FLOAT32"], dict(reasons))

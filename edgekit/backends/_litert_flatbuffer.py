@@ -124,8 +124,13 @@ def drop_unused(model: Any) -> None:
     used = {*indices(graph.inputs), *indices(graph.outputs)}
     for operator in graph.operators:
         used |= {*indices(operator.inputs), *indices(operator.outputs)}
+    by_block = {index: _block_scales(graph.tensors[index]) for index in used if index >= 0}
+    used |= {index for index in by_block.values() if index is not None}
     kept = sorted(index for index in used if index >= 0)
     new = {old: position for position, old in enumerate(kept)} | {-1: -1}
+    for index, scales in by_block.items():
+        if scales is not None:
+            graph.tensors[index].quantization.details.scales = new[scales]
     graph.tensors = [graph.tensors[index] for index in kept]
     graph.inputs, graph.outputs = _renumber(graph.inputs, new), _renumber(graph.outputs, new)
     for operator in graph.operators:
@@ -140,6 +145,12 @@ def drop_unused(model: Any) -> None:
         operator.opcodeIndex = codes.index(operator.opcodeIndex)
     model.operatorCodes = [model.operatorCodes[index] for index in codes]
     model.metadata = model.metadataBuffer = None
+
+
+def _block_scales(tensor: Any) -> int | None:
+    """The tensor that holds the scales of one whose weights have them by block."""
+    details = getattr(tensor.quantization, "details", None)
+    return int(details.scales) if isinstance(details, schema().BlockwiseQuantizationT) else None
 
 
 def _renumber(values: Iterable[int] | None, new: dict[int, int]) -> list[int]:

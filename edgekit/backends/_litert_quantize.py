@@ -206,7 +206,7 @@ class _Rewriter:
     ) -> int:
         tensor = self._copy(index, kind)
         tensor.buffer = fb.add_constant(self.model, values)
-        tensor.quantization = _parameters(scales, np.zeros(len(scales), np.int64), axis if len(scales) > 1 else 0)
+        tensor.quantization = parameters(scales, np.zeros(len(scales), np.int64), axis if len(scales) > 1 else 0)
         return len(self.graph.tensors) - 1
 
     def _copy(self, index: int, kind: str) -> Any:
@@ -219,7 +219,7 @@ class _Rewriter:
         """A new int8 tensor for the values of float tensor `index`."""
         tensor = self._copy(index, "INT8")
         tensor.name = f"{fb.tensor_name(tensor)}_int8".encode()
-        tensor.quantization = _parameters(np.array([grid.scale], np.float32), np.array([grid.zero_point]), 0)
+        tensor.quantization = parameters(np.array([grid.scale], np.float32), np.array([grid.zero_point]), 0)
         twin = len(self.graph.tensors) - 1
         self.twins.setdefault(index, {})[grid] = twin
         return twin
@@ -262,7 +262,8 @@ def grid_of(low: float, high: float) -> S8Grid:
     return S8Grid(grid.scale, grid.zero_point - 128)
 
 
-def _parameters(scales: npt.NDArray[np.float32], zero_points: npt.NDArray[Any], axis: int) -> Any:
+def parameters(scales: npt.NDArray[np.float32], zero_points: npt.NDArray[Any], axis: int) -> Any:
+    """The schema's quantization parameters of a tensor."""
     parameters = fb.schema().QuantizationParametersT()
     parameters.scale = scales.astype(np.float32)
     parameters.zeroPoint = zero_points.astype(np.int64)

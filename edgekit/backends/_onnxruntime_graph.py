@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
-KERNELS = frozenset({"ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm"})
-"""8-bit kernels whose names don't start with QLinear."""
+KERNELS = frozenset(
+    {"ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "QGemm"}
+)
+"""Kernels on integers whose names don't start with QLinear."""
 
 MOVES = frozenset(
     {

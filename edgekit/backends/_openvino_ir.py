@@ -20,7 +20,7 @@ MOVES_DATA = frozenset(
     {"Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Resize"}
     | {"Shape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 )
-INTEGERS = frozenset({"i8", "u8"})
+INTEGERS = frozenset({"i4", "u4", "i8", "u8"})
 
 
 def convert(ov: ModuleType, proto: onnx.ModelProto, work: Path) -> Any:

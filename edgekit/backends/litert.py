@@ -55,9 +55,9 @@ class LiteRT:
         """
         from edgekit.backends import _litert_convert as converter
         from edgekit.backends import _litert_finish as finish
+        from edgekit.quant.forms import refuse
 
-        if job.precision == "fp16":
-            raise BuildError("LiteRT bundles are fp32 or int8, not fp16: ask for fp32, or leave this backend out.")
+        refuse(self.name, job.precision)
         proto, everything = _folded(job), _samples(job)
         samples = everything[:CHECKED]
         content = converter.to_float(proto, samples[0])
@@ -119,7 +119,7 @@ def _folded(job: Job) -> onnx.ModelProto:
     from edgekit.graph.fold import fold
 
     # A quantized model's spec names tensors of the graph as it is: that one was folded by `quantize`.
-    return job.model.lowered(job.facts.grid) if job.role == "quantized" else fold(job.model.proto)
+    return job.model.lowered(job.facts.grid, "litert") if job.role == "quantized" else fold(job.model.proto)
 
 
 def _samples(job: Job) -> Samples:
@@ -144,6 +144,7 @@ def _quantized(
 ) -> tuple[bytes, dict[str, str], list[str]]:
     from edgekit.backends import _litert_finish as finish
     from edgekit.backends._litert_decide import decide
+    from edgekit.backends._litert_forms import put_weights
     from edgekit.backends._litert_match import match, onnx_tensors
     from edgekit.backends._litert_quantize import rewrite
 
@@ -151,6 +152,9 @@ def _quantized(
     if spec is None:
         raise BuildError("A quantized LiteRT build needs a model with a QuantSpec: put `quantize` into the recipe.")
     matches = match(content, onnx_tensors(proto, samples), samples)
+    if spec.form("litert") != "int8":
+        named = finish.rename(content, matches, proto)
+        return put_weights(named, proto, spec, job.facts.grid, matches)
     outcome = decide(content, proto, spec, job.facts.grid, matches)
     named = finish.rename(content, matches, proto)
     return rewrite(named, outcome.decision), outcome.reasons, outcome.notes

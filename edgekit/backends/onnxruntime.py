@@ -65,8 +65,6 @@ class OnnxRuntime:
         from edgekit.backends._emitted import emitted, output_steps
         from edgekit.backends._onnxruntime_graph import conversions, placement
 
-        if job.precision == "fp16":
-            raise BuildError("ONNX Runtime's processor kernels compute in fp32 or int8; fp16 only makes them slower.")
         proto = emitted(job, self.name)
         path = job.work / "model.onnx"
         _write(path, proto.SerializeToString(deterministic=True))

@@ -75,9 +75,14 @@ class OpenVino:
         )
 
     def _hints(self, job: Job) -> dict[str, str]:
-        """Float operators compute in fp32, those of int8 bundles too; fp16 bundles in half where ARM does that."""
+        """Float operators compute in fp32, those of int8 bundles too; fp16 bundles in half where ARM does that.
+
+        Where weights alone are integers, the kernels quantize activations in groups of 32, except for int8_weights.
+        """
         half = job.precision == "fp16" and job.target.arch == "aarch64"
-        return {"INFERENCE_PRECISION_HINT": "f16" if half else "f32"}
+        groups = {"int8_dynamic": "32", "int4_weights": "32", "int8_weights": "0"}.get(job.precision)
+        more = {} if groups is None else {"DYNAMIC_QUANTIZATION_GROUP_SIZE": groups}
+        return {"INFERENCE_PRECISION_HINT": "f16" if half else "f32", **more}
 
     def _notes(self, job: Job) -> tuple[str, ...]:
         here = platform.machine()

@@ -63,10 +63,10 @@ class TensorRT:
 
         require("onnx", extra="onnx", why="emitting a graph for TensorRT")
         proto = emitted(job, self.name)
-        if job.role == "quantized":
-            graph.check_symmetric(proto)
-        elif job.precision == "fp16":
+        if job.precision == "fp16":
             proto = graph.half(proto)
+        elif job.role == "quantized":
+            graph.check_symmetric(proto)
         content = proto.SerializeToString(deterministic=True)
         runner: dict[str, Any] = {"shapes": shapes(job), "tf32": False}
         versions: dict[str, str] = {}

@@ -36,7 +36,7 @@ class Cost:
 
 def cost(proto: onnx.ModelProto, sizes: Mapping[str, int] | None = None) -> Cost:
     """Count for one sample. `sizes` gives dynamic axes an extent by name; the first axis is else 1, others 64."""
-    known = shapes(with_sizes(proto, sizes).graph)
+    known = _shapes(proto, sizes)
     by_node, whole = {}, True
     for node in proto.graph.node:
         count = COUNTED.get(node.op_type) if node.domain in ("", "ai.onnx") else None
@@ -50,6 +50,18 @@ def cost(proto: onnx.ModelProto, sizes: Mapping[str, int] | None = None) -> Cost
         if tensor.data_type in FLOATS | QUANTIZED and math.prod(tensor.dims) > 1:
             parameters += math.prod(tensor.dims)
     return Cost(sum(by_node.values()) if whole else None, parameters, proto.ByteSize(), by_node)
+
+
+def _shapes(proto: onnx.ModelProto, sizes: Mapping[str, int] | None) -> Shapes:
+    """Shapes of all tensors. Where inference gets lost in shape arithmetic, that is computed first."""
+    fixed = with_sizes(proto, sizes)
+    known: Shapes = shapes(fixed.graph)
+    counted = [name for node in fixed.graph.node if node.op_type in COUNTED for name in node.output]
+    if all(isinstance(d, int) for name in counted for d in known.get(name, (None,))):
+        return known
+    from edgekit.graph.normalise import normalise
+
+    return {**known, **shapes(normalise(fixed).graph)}
 
 
 def _known(name: str, known: Shapes) -> tuple[int, ...]:

@@ -31,10 +31,17 @@ def emit(proto: onnx.ModelProto, spec: QuantSpec, variant: Variant, backend: str
 
     Weights become int8 initializers behind DequantizeLinear, the same bytes for every backend of a variant. Graph
     inputs and outputs stay float32 under their names. ONNX Runtime gets 32-bit biases, the others keep float ones.
+    A backend that the spec gives another form than static int8 gets that one.
 
     Raises:
         BuildError: the graph is older than opset 13, the spec does not fit it, or the runtime forbids the result.
     """
+    if spec.form(backend) != "int8" or (spec.tables and variant != "symmetric"):
+        from edgekit.quant import forms
+
+        if spec.form(backend) != "int8":
+            return forms.emit_form(proto, spec, variant, backend)
+        proto = forms.rewritten(proto, spec, variant, backend, None)
     copy, spec, direct = rewritten(proto, spec, variant, backend)
     _Emitter(copy, spec, variant, backend, direct).run()
     check_graph(copy, backend)

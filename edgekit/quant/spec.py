@@ -20,6 +20,9 @@ VERSION: Literal[1] = 1
 
 _LARGEST = float(np.finfo(np.float32).max)
 
+Form = Literal["int8", "int8_dynamic", "int8_weights", "int4_weights", "fp16"]
+"""How a model is quantized: see `edgekit.model.Precision`."""
+
 
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -84,14 +87,18 @@ class QuantSpec(_Value):
     Q/DQ; `weights` the scales of every quantized initializer (narrow range [-127, 127]); `ties` groups of
     activations that share one range (concat, pool, reshape); `keep_float` why a node stays float, per backend name
     or "*" for all. What a Relu or Clip right behind an operator reads has no range of its own: the integer grid of the
-    activation's output does the clamping (a backend that needs one for it may take that of the output).
+    activation's output does the clamping (a backend that needs one for it may take that of the output). `precision` is
+    what the recipe asks for, `forms` what a backend gets instead; `tables` the scales of the rows that a Gather looks
+    up in an embedding, which are stored in 8 bits.
     """
 
     version: Literal[1] = VERSION
-    precision: Literal["int8"] = "int8"
+    precision: Form = "int8"
+    forms: dict[str, Form] = Field(default_factory=dict)
     nodes: tuple[str, ...]
     tensors: dict[str, Range]
     weights: dict[str, Annotated[PerTensor | PerChannel, Field(discriminator="kind")]]
+    tables: dict[str, PerChannel] = Field(default_factory=dict)
     ties: tuple[tuple[str, ...], ...] = ()
     keep_float: dict[str, dict[str, str]] = Field(default_factory=dict)
     source: dict[str, str] = Field(default_factory=dict)
@@ -109,6 +116,10 @@ class QuantSpec(_Value):
         scale = float(np.float32(max(high - low, 1e-12) / 255))
         zero_point = int(np.clip(np.rint(-low / scale), 0, 255))
         return Grid(scale=scale, zero_point=zero_point, low=0, high=255)
+
+    def form(self, backend: str) -> Form:
+        """How `backend` gets the model."""
+        return self.forms.get(backend, self.precision)
 
     def is_float(self, node: str, backend: str) -> str | None:
         """The reason why `node` stays float in `backend`, or None."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,7 +54,10 @@ def settle(
     values = sum(math.prod(array.shape[1:]) for array in split.stored(model.inputs))
     few, many = looks(macs(proto), values, labelled=labelled)
     rows = judging(len(split), stage.samples, many)
-    network = Network(proto, spec, grids(ctx.targets), corrections)
+    wanted = grids(ctx.targets, spec)
+    if not wanted:
+        return Settled(spec, corrections)
+    network = Network(proto, spec.model_copy(update={"forms": {}}), wanted, corrections)
     settled = settle(
         network,
         Bound(stage.max_drop, stage.min_snr),
@@ -65,7 +69,7 @@ def settle(
     )
     for note in settled.notes:
         ctx.progress.say(f"{stage.kind}: {note}")
-    return settled
+    return replace(settled, spec=settled.spec.model_copy(update={"forms": spec.forms}))
 
 
 def _samples(split: Split, rows: npt.NDArray[np.int64], model: OnnxModel, labelled: bool) -> Samples:
@@ -91,14 +95,18 @@ def looks(macs: int, values: int, *, labelled: bool) -> tuple[int, int]:
     return max(int(few * share), LEAST), max(int(many * share), LEAST)
 
 
-def grids(targets: Sequence[Target]) -> dict[Variant, tuple[str, ...]]:
-    """The grids that the targets' backends take, each with those backends; all take the affine one without targets."""
+def grids(targets: Sequence[Target], spec: QuantSpec | None = None) -> dict[Variant, tuple[str, ...]]:
+    """The grids that the targets' backends take, each with those backends; all take the affine one without targets.
+
+    Backends that `spec` gives another form than static int8 take none.
+    """
     found: dict[Variant, dict[str, None]] = {}
     for target in targets:
         for name, facts in target.backends.items():
-            if "int8" in facts.precisions:
+            if "int8" in facts.precisions and (spec is None or spec.form(name) == "int8"):
                 found.setdefault(facts.grid, {})[name] = None
-    return {variant: tuple(names) for variant, names in sorted(found.items())} or {"affine": ("*",)}
+    everything: dict[Variant, tuple[str, ...]] = {} if targets else {"affine": ("*",)}
+    return {variant: tuple(names) for variant, names in sorted(found.items())} or everything
 
 
 def gives_classes(outputs: Sequence[TensorSpec]) -> bool:

@@ -15,15 +15,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from edgekit.errors import UsageError
 from edgekit.model import Model, OnnxModel, Step, TensorSpec, TorchModel
+from edgekit.quant.spec import Form
 from edgekit.units import parse_decibels, parse_points
 
 if TYPE_CHECKING:
+    import onnx
+
     from edgekit.context import RunContext
     from edgekit.data import DataSet, Split
     from edgekit.quant.choose import Choice
     from edgekit.quant.observe import Batches
+    from edgekit.quant.pick import Picked
     from edgekit.quant.plan import Plan
-    from edgekit.quant.spec import Variant
+    from edgekit.quant.spec import QuantSpec, Variant
     from edgekit.target import Target
 
 BATCH = 32
@@ -32,6 +36,10 @@ BATCH_VALUES = 4 * 3 * 224 * 224
 
 FEW = 16
 """Fewer calibration samples than this are warned of."""
+
+
+HELD_OUT = 128
+"""So many samples at most compare the forms of a transformer."""
 
 
 def _by(parse: Callable[[str | float], float]) -> BeforeValidator:
@@ -51,6 +59,8 @@ def _by(parse: Callable[[str | float], float]) -> BeforeValidator:
 class Quantize(BaseModel):
     """Run the network in 8-bit integers: symmetric weights per channel, asymmetric activations per tensor.
 
+    Transformers get the 8-bit form that is best on each backend, static or dynamic; other precisions by name.
+
     Ranges come from one pass over the samples; `auto` chooses, tensor by tensor, whichever calibrator's range has the
     least expected squared error (Nagel et al. 2021, arXiv:2106.08295, section 3).
     """
@@ -60,7 +70,8 @@ class Quantize(BaseModel):
     kind: ClassVar[str] = "quantize"
     trains: ClassVar[bool] = False
 
-    precision: Literal["int8"] = "int8"
+    precision: Form = "int8"
+    """`int8` is static, and for transformers whichever 8-bit form is best on each backend."""
     calibration: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"
     samples: int = Field(default=512, ge=1)
     """Calibration samples."""
@@ -101,6 +112,8 @@ class Quantize(BaseModel):
         proto = norms_to_convolutions(fold(source.proto))
         if self.bias_correction != "none":
             proto = own_biases(proto)
+        if self.precision != "int8":
+            return self._uncalibrated(proto, source, start)
         planned = plan(proto, matching(self.keep_float, [node.name for node in proto.graph.node]))
         batches, total, facts = self._samples(source, ctx)
         corrected = self.bias_correction != "none" or self.rounding != "nearest"
@@ -115,22 +128,23 @@ class Quantize(BaseModel):
             source=facts,
             progress=ctx.progress,
         )
+        picked = self._pick(proto, choice.spec, source, ctx)
         corrections = correct(
             proto,
-            choice.spec,
-            variants(ctx.targets),
+            picked.spec,
+            variants(ctx.targets, picked.spec),
             batches,
             choice.observed,
             bias=self.bias_correction,
             rounding=self.rounding,
             progress=ctx.progress,
         )
-        settled = settle(self, proto, choice.spec, corrections, source, calibration_split(ctx.data), ctx)
+        settled = settle(self, proto, picked.spec, corrections, source, calibration_split(ctx.data), ctx)
         step = Step(
             name=self.kind,
             config=self.model_dump(mode="json"),
             seconds=time.monotonic() - start,
-            notes=(*_notes(planned, choice), *settled.notes),
+            notes=(*_notes(planned, choice), *picked.notes, *settled.notes),
             sensitivity=tuple(vars(row) for row in settled.rows),
             warnings=_doubts(choice, total),
             refused=settled.refused,
@@ -138,6 +152,30 @@ class Quantize(BaseModel):
         return replace(
             source, proto=proto, quant=settled.spec, corrections=settled.corrections, original=source.reference
         ).after(step)
+
+    def _uncalibrated(self, proto: onnx.ModelProto, source: OnnxModel, start: float) -> OnnxModel:
+        """The form that the recipe names, which needs no ranges of activations."""
+        from edgekit.quant.forms import form_spec
+
+        unwanted = matching(self.keep_float, [node.name for node in proto.graph.node])
+        spec = form_spec(proto, self.precision, unwanted)
+        notes = [f"{len(spec.nodes)} operators and {len(spec.tables)} embeddings in {self.precision}"]
+        notes += [f"{name} stays float: {why}" for name, why in list(spec.keep_float.get("*", {}).items())[:10]]
+        config = self.model_dump(mode="json")
+        step = Step(name=self.kind, config=config, seconds=time.monotonic() - start, notes=tuple(notes))
+        return replace(source, proto=proto, quant=spec, original=source.reference, corrections={}).after(step)
+
+    def _pick(self, proto: onnx.ModelProto, spec: QuantSpec, model: OnnxModel, ctx: RunContext) -> Picked:
+        """The best 8-bit form for each backend, where there is a choice: static is it but for transformers."""
+        from edgekit.quant.pick import FAST, Picked, attends, pick
+
+        if not spec.nodes or not attends(proto):
+            return Picked(spec)
+        split = calibration_split(ctx.data)
+        total = min(len(split), self.samples)
+        held = range(total - min(HELD_OUT, -(-total // 4)), total)
+        backends = [name for target in ctx.targets for name in target.backends] or list(FAST)
+        return pick(proto, spec, feed(split, held, model.inputs), backends, self.min_snr, progress=ctx.progress)
 
     def _samples(self, model: OnnxModel, ctx: RunContext) -> tuple[Batches, int, dict[str, str]]:
         """The calibration samples, how many they are, and where they come from."""
@@ -147,10 +185,14 @@ class Quantize(BaseModel):
         return feed(split, range(total), model.inputs), total, {key: value for key, value in facts.items() if value}
 
 
-def variants(targets: Sequence[Target]) -> tuple[Variant, ...]:
-    """The grid variants that `targets` use, and the affine one, in which the stage's result is checked on the host."""
-    used = (facts.grid for target in targets for facts in target.backends.values())
-    return tuple(dict.fromkeys(("affine", *used)))
+def variants(targets: Sequence[Target], spec: QuantSpec | None = None) -> tuple[Variant, ...]:
+    """The grid variants that `targets` use, and the affine one, in which the stage's result is checked on the host.
+
+    Those of backends that `spec` gives another form than static int8 are left out.
+    """
+    pairs = [(name, facts.grid) for target in targets for name, facts in target.backends.items()]
+    static = [grid for name, grid in (("onnxruntime", "affine"), *pairs) if spec is None or spec.form(name) == "int8"]
+    return tuple(dict.fromkeys(static))
 
 
 def calibration_split(data: DataSet) -> Split:

@@ -1,0 +1,149 @@
+"""Which 8-bit form a transformer gets on each backend: static, dynamic, or weights alone.
+
+Static ranges must hold the few huge values that a transformer's activations have (Dettmers et al. 2022,
+arXiv:2208.07339); ranges found for each input, row or group lose less to them and cost about the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekit.context import Progress, Silent
+from edgekit.quant import dynamic, forms
+from edgekit.quant.histogram import snr_db
+from edgekit.quant.session import open_session
+from edgekit.quant.view import GraphView, typed
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edgekit.quant.observe import Batches
+    from edgekit.quant.spec import Form, QuantSpec
+
+FAST: Mapping[str, tuple[Form, ...]] = {
+    "onnxruntime": ("int8", "int8_dynamic"),
+    "openvino": ("int8", "int8_dynamic"),
+    "litert": ("int8", "int8_dynamic"),
+}
+"""Forms that take about the same time in a backend (0.3 to 0.5 of fp32 on all-MiniLM-L6-v2, one thread, with VNNI)."""
+
+SLOWER: Mapping[str, Form] = {"onnxruntime": "int8_weights"}
+"""A form that is more accurate and takes longer (0.76 of fp32), for where the fast ones are too far from float."""
+
+JUDGED = 64
+"""So many held-out samples judge the forms."""
+
+
+@dataclass(frozen=True)
+class Picked:
+    """The QuantSpec with a form for every backend, and what is to be told about it."""
+
+    spec: QuantSpec
+    notes: tuple[str, ...] = ()
+    snr_db: Mapping[str, Mapping[Form, float]] = field(default_factory=dict)
+
+
+def attends(proto: onnx.ModelProto) -> bool:
+    """Whether most weights are matrices and a product of computed values takes a Softmax: a transformer."""
+    view = GraphView(typed(proto).graph)
+    softmax = {node.output[0] for node in view.nodes if node.op_type == "Softmax"}
+    if not softmax:
+        return False
+    attention = any(
+        node.op_type == "MatMul" and softmax & set(node.input) and not any(view.is_constant(i) for i in node.input)
+        for node in view.nodes
+    )
+    return attention and forms.multiplies(view)
+
+
+def pick(
+    proto: onnx.ModelProto,
+    spec: QuantSpec,
+    held_out: Batches,
+    backends: Sequence[str],
+    least: float,
+    *,
+    progress: Progress | None = None,
+) -> Picked:
+    """Of the forms that take about the same time in a backend the one nearest to float on `held_out`.
+
+    If that is nearer than `least` dB to none, the slower one, where there is one.
+    """
+    spec = spec.model_copy(update={"tables": forms.table_scales(GraphView(typed(proto).graph))})
+    wanted = [name for name in FAST if name in backends]
+    tried = {(name, form) for name in wanted for form in FAST[name]}
+    seen = _measured(proto, spec, held_out, sorted(tried), progress or Silent())
+    short = {name: SLOWER[name] for name in wanted if name in SLOWER and max(seen[name].values()) < least}
+    if short:
+        more = _measured(proto, spec, held_out, sorted(short.items()), progress or Silent())
+        seen = {name: {**values, **more.get(name, {})} for name, values in seen.items()}
+    chosen: dict[str, Form] = {}
+    for name, values in seen.items():
+        chosen[name] = max(values, key=values.__getitem__)
+    notes = [_said(name, chosen[name], seen[name], slow=name in short) for name in chosen]
+    return Picked(spec.model_copy(update={"forms": chosen}), tuple(notes), seen)
+
+
+def _said(backend: str, form: Form, values: Mapping[Form, float], *, slow: bool) -> str:
+    others = ", ".join(f"{name} {value:.1f} dB" for name, value in values.items() if name != form)
+    why = "it is nearer to float" if not slow else "the faster forms are too far from float"
+    return f"{backend} gets {form}, {values[form]:.1f} dB from float on held-out samples ({others}): {why}"
+
+
+def _measured(
+    proto: onnx.ModelProto,
+    spec: QuantSpec,
+    held_out: Batches,
+    tried: Sequence[tuple[str, Form]],
+    progress: Progress,
+) -> dict[str, dict[Form, float]]:
+    """The signal-to-noise ratio in dB of every (backend, form)."""
+    exact = open_session(proto)
+    graphs = {pair: _simulated(proto, spec, *pair) for pair in tried}
+    alike: dict[bytes, tuple[str, Form]] = {}
+    same = {pair: alike.setdefault(graph.SerializeToString(deterministic=True), pair) for pair, graph in graphs.items()}
+    sessions = {pair: _session(graphs[pair]) for pair in set(same.values())}
+    signal, noise = 0.0, dict.fromkeys(sessions, 0.0)
+    with progress.task("comparing forms of int8", JUDGED) as task:
+        for batch in _first(held_out, JUDGED):
+            wanted = [output.astype(np.float64) for output in exact(batch)]
+            signal += sum(float(np.square(output).sum()) for output in wanted)
+            for pair, session in sessions.items():
+                noise[pair] += sum(float(np.square(a - b).sum()) for a, b in zip(session(batch), wanted, strict=True))
+            task.advance(len(batch[0]))
+    found: dict[str, dict[Form, float]] = {}
+    for pair in tried:
+        found.setdefault(pair[0], {})[pair[1]] = snr_db(signal, noise[same[pair]])
+    return found
+
+
+def _session(graph: onnx.ModelProto) -> Callable[[Sequence[Any]], list[Any]]:
+    """ONNX Runtime where it is there: it alone knows its own operators, and OpenVINO merges roundings."""
+    import importlib.util
+
+    return open_session(graph, runtime="onnxruntime" if importlib.util.find_spec("onnxruntime") else None)
+
+
+def _simulated(proto: onnx.ModelProto, spec: QuantSpec, backend: str, form: Form) -> onnx.ModelProto:
+    """A graph for ONNX Runtime that gives what `backend` would, to about 2 dB."""
+    from edgekit.quant.qdq import emit
+
+    asked = spec.model_copy(update={"forms": {backend: form, "onnxruntime": form}})
+    if form != "int8_dynamic" or backend == "onnxruntime":
+        return emit(proto, asked, "affine", "onnxruntime")
+    group = 32 if backend == "openvino" else None
+    return forms.rewritten(proto, asked, "affine", backend, partial(dynamic.rounded, group=group))
+
+
+def _first(batches: Batches, samples: int) -> Iterator[Sequence[Any]]:
+    left = samples
+    for batch in batches():
+        if left <= 0:
+            return
+        yield batch
+        left -= len(batch[0])
