@@ -39,6 +39,19 @@ class Layer:
         return self.value.ndim
 
     @property
+    def inputs(self) -> int:
+        """Channels of `source`."""
+        if self.node.op_type == "Conv":
+            return int(self.value.shape[1]) * self.groups
+        return int(self.value.shape[0 if self.transposed else 1])
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the output."""
+        groups, outputs, _ = self.matrix(self.value).shape
+        return int(groups * outputs)
+
+    @property
     def transposed(self) -> bool:
         """Whether the weight lies `[in, out]`."""
         if self.node.op_type == "Gemm":

@@ -21,7 +21,7 @@ from edgekit.units import parse_decibels, parse_points
 if TYPE_CHECKING:
     import onnx
 
-    from edgekit.context import RunContext
+    from edgekit.context import Progress, RunContext
     from edgekit.data import DataSet, Split
     from edgekit.quant.choose import Choice
     from edgekit.quant.observe import Batches
@@ -83,6 +83,8 @@ class Quantize(BaseModel):
     """When layers are looked at one by one, and the most sensitive of them kept float until the bound is met."""
     keep_float: tuple[str, ...] = ()
     """Names of operators of the folded graph that stay float; `*`, `?` and `[...]` as in file names."""
+    equalize: bool | Literal["auto"] = "auto"
+    """Scale channels against each other where the network stays the same in float; `auto`: where it gains 4 dB."""
     bias_correction: Literal["none", "fast", "full"] = "fast"
     """Biases that make up for rounding: from the means of inputs, or measured on the quantized graph."""
     rounding: Literal["auto", "nearest", "compensated"] = "auto"
@@ -114,8 +116,9 @@ class Quantize(BaseModel):
             proto = own_biases(proto)
         if self.precision != "int8":
             return self._uncalibrated(proto, source, start)
-        planned = plan(proto, matching(self.keep_float, [node.name for node in proto.graph.node]))
         batches, total, facts = self._samples(source, ctx)
+        proto, equalized = self._equalized(proto, batches, total, ctx.progress)
+        planned = plan(proto, matching(self.keep_float, [node.name for node in proto.graph.node]))
         corrected = self.bias_correction != "none" or self.rounding != "nearest"
         chosen = layers(proto, planned.nodes) if corrected else []
         choice = choose(
@@ -144,7 +147,7 @@ class Quantize(BaseModel):
             name=self.kind,
             config=self.model_dump(mode="json"),
             seconds=time.monotonic() - start,
-            notes=(*_notes(planned, choice), *picked.notes, *settled.notes),
+            notes=(*_notes(planned, choice), *equalized, *picked.notes, *settled.notes),
             sensitivity=tuple(vars(row) for row in settled.rows),
             warnings=_doubts(choice, total),
             refused=settled.refused,
@@ -176,6 +179,20 @@ class Quantize(BaseModel):
         held = range(total - min(HELD_OUT, -(-total // 4)), total)
         backends = [name for target in ctx.targets for name in target.backends] or list(FAST)
         return pick(proto, spec, feed(split, held, model.inputs), backends, self.min_snr, progress=ctx.progress)
+
+    def _equalized(
+        self, proto: onnx.ModelProto, batches: Batches, total: int, progress: Progress
+    ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+        """The graph with like ranges in the channels of its activations where that helps, and a note on it."""
+        from edgekit.quant.equalize import equalize
+
+        if not self.equalize:
+            return proto, ()
+        done = equalize(proto, batches, total, always=self.equalize is True, progress=progress)
+        if not done.gains_db:
+            return proto, ()
+        gain = sum(done.gains_db.values()) / len(done.gains_db)
+        return done.proto, (f"channels of {len(done.gains_db)} activations equalized, {gain:.1f} dB each expected",)
 
     def _samples(self, model: OnnxModel, ctx: RunContext) -> tuple[Batches, int, dict[str, str]]:
         """The calibration samples, how many they are, and where they come from."""
