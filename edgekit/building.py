@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from edgekit.assess import Oracle, outputs_of
 from edgekit.backends import BACKENDS, Backend, Built, Job
 from edgekit.bundle import Bundle, Manifest, PreprocessEntry, TensorEntry, write_bundle
 from edgekit.errors import BuildError, EdgekitError, MissingDependencyError
-from edgekit.model import Model, OnnxModel, Precision, Role, TorchModel
+from edgekit.model import Model, OnnxModel, Precision, Role, as_onnx
 from edgekit.registry import resolve
 from edgekit.report.report import Result
 from edgekit.workspace import Workspace, digest, writing_to
@@ -22,6 +22,8 @@ from edgekit.workspace import Workspace, digest, writing_to
 if TYPE_CHECKING:
     from edgekit.recipe import PlannedTarget
     from edgekit.target import Target
+
+T = TypeVar("T")
 
 GOLDEN = 4
 """So many evaluation samples travel in a bundle for `selftest`."""
@@ -46,9 +48,7 @@ class Part:
 
 def parts(final: Model) -> tuple[Part, ...]:
     """The networks to build after the last stage, the reference first."""
-    from edgekit.graph.crossing import to_onnx
-
-    onnx_model = to_onnx(final) if isinstance(final, TorchModel) else final
+    onnx_model = as_onnx(final)
     found = [Part("reference", "fp32", onnx_model.reference), Part("float", "fp32", replace(onnx_model, quant=None))]
     if onnx_model.quant is not None:
         found.append(Part("quantized", onnx_model.quant.precision, onnx_model))
@@ -103,7 +103,7 @@ class Builder:
         facts = target.backends.get(backend_name)
         if facts is None:
             raise BuildError(f"{target.name} has no {backend_name}. It has: {', '.join(target.backends)}.")
-        name = f"{part.model.name}-{target.name}-{backend_name}-{part.role}-{part.precision}"
+        name = bundle_name(part, target, backend_name)
         work = self.space.work / "build" / name
         shutil.rmtree(work, ignore_errors=True)
         with writing_to(self.space.root):
@@ -111,7 +111,7 @@ class Builder:
             count = _whole_batches(part.model, CANDIDATES)
             samples = tuple(np.resize(x[:count], (count, *x.shape[1:])) for x in self.oracle.inputs)
             job = Job(part.model, part.role, part.precision, target, facts, work, samples)
-            built = _contained(backend, job)
+            built = contained(backend, job, backend.build)
             rows = [*(range(count) if built.golden is None else built.golden)][: _whole_batches(part.model, GOLDEN)]
             samples = tuple(x[rows] for x in samples)
             manifest = self._manifest(part, target, backend_name, built)
@@ -183,10 +183,15 @@ def _own_outputs(manifest: Manifest, folder: Path, samples: Sequence[Any]) -> li
     return [np.concatenate(outputs) for outputs in zip(*answers, strict=True)]
 
 
-def _contained(backend: Backend, job: Job) -> Built:
-    """Build, and turn what a converter throws into a `BuildError` of that backend alone."""
+def bundle_name(part: Part, target: Target, backend: str) -> str:
+    """What the files of a bundle are called after."""
+    return f"{part.model.name}-{target.name}-{backend}-{part.role}-{part.precision}"
+
+
+def contained(backend: Backend, job: Job, make: Callable[[Job], T]) -> T:
+    """`make(job)`, and what a converter throws there turned into a `BuildError` of that backend alone."""
     try:
-        return backend.build(job)
+        return make(job)
     except (EdgekitError, OSError, MemoryError):
         raise
     except Exception as error:

@@ -133,6 +133,15 @@ class TorchModel:
 Model = TorchModel | OnnxModel
 
 
+def as_onnx(model: Model) -> OnnxModel:
+    """The model as one ONNX graph: itself, or what a torch module exports to. Only the latter imports torch."""
+    if isinstance(model, OnnxModel):
+        return model
+    from edgekit.graph.crossing import to_onnx
+
+    return to_onnx(model)
+
+
 def trail(model: Model) -> str:
     """The stages behind a model, for messages: `prune -> distill`, or "" for the original."""
     return " -> ".join(step.name for step in model.history)

@@ -15,6 +15,7 @@ from edgekit.building import Builder, Outcome, orders, parts
 from edgekit.context import Progress, Silent
 from edgekit.data import DataSet, check_against
 from edgekit.datasource import load_data
+from edgekit.emitting import Emitted, emit_all
 from edgekit.extras import DISTRIBUTION
 from edgekit.gate import exit_code, judge
 from edgekit.measuring import Measuring, unlike
@@ -72,6 +73,30 @@ def run(
         job.space.close()
 
 
+def emit(
+    recipe: str | Path,
+    *,
+    out: str | Path | None = None,
+    targets: Sequence[str] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Emitted:
+    """Run a recipe's stages and write the graph of every target and backend, and the QuantSpec; nothing more.
+
+    Nothing is compiled, run on the test samples, timed, reported or judged. Arguments and errors are those of `run`.
+
+    >>> emitted = emit("examples/fashion_mnist/quantize.yaml", out=getfixture("tmp_path"))
+    >>> emitted.quant, emitted.graphs[0].files
+    ('quant.json', ('models/fashion_mnist-x86-64-onnxruntime-quantized-int8/model.onnx',))
+    """
+    chosen, shown = load_recipe(recipe, targets=targets), progress or Silent()
+    job = Run.start(chosen, out, resume=resume, progress=shown, judged=False)
+    try:
+        return emit_all(job.compress(), chosen.targets, job.data, job.space, shown)
+    finally:
+        job.space.close()
+
+
 @dataclass
 class Run:
     """What all steps of one run share. `key` is a hash over everything that the model so far came from."""
@@ -89,10 +114,16 @@ class Run:
     codes: list[int] = field(default_factory=list)
     refused: Mapping[str, str] = field(default_factory=dict)
     """What the last stage says against shipping the quantized network, by backend."""
+    judged: bool = True
 
     @classmethod
-    def start(cls, recipe: Recipe, out: str | Path | None, *, resume: bool, progress: Progress) -> Run:
-        """Open the output folder, load model and data, and hold them against each other."""
+    def start(
+        cls, recipe: Recipe, out: str | Path | None, *, resume: bool, progress: Progress, judged: bool = True
+    ) -> Run:
+        """Open the output folder, load model and data, and hold them against each other.
+
+        Without `judged` the reference is never asked, and no stage is held against it.
+        """
         started = time.monotonic()
         folder = output_folder(recipe.name, out)
         Workspace.check(folder)
@@ -103,13 +134,15 @@ class Run:
             oracle = Oracle.of(source, data)
             reference = source.reference.proto.SerializeToString(deterministic=True)
             key = digest(metadata.version(DISTRIBUTION), reference, data.sha256, str(recipe.seed))
-            _ = oracle.outputs  # computed here, so that its time is not counted as the first stage's
+            if judged:
+                _ = oracle.outputs  # computed here, so that its time is not counted as the first stage's
         space = Workspace.open(folder, resume=resume)
-        return cls(recipe, space, data, source, oracle, progress, resume, key, started, [*warnings, *data.notes])
+        notes = [*warnings, *data.notes]
+        return cls(recipe, space, data, source, oracle, progress, resume, key, started, notes, judged=judged)
 
     def compress(self) -> Model:
         """The model after every stage, each held against the reference as soon as it is done."""
-        model, before = self._entered(), self.oracle.step
+        model, before = self._entered(), self.oracle.step if self.judged else Step("source", {}, 0.0)
         for number, stage in enumerate(self.recipe.stages, 1):
             self.key = digest(self.key, stage.kind, json.dumps(stage.model_dump(mode="json"), sort_keys=True))
             folder = self.space.stage(number, stage.kind)
@@ -143,11 +176,12 @@ class Run:
         except Exception as error:
             error.add_note(f"in stage {stage.kind!r}, after {trail(model) or 'the original model'}")
             raise
-        with self.progress.task(f"check {stage.kind}"):
-            step = assess(applied, applied.history[-1], self.oracle)
-        checked = replace(applied, history=(*applied.history[:-1], step))
-        save_stage(folder, self.key, checked)
-        return checked
+        if self.judged:
+            with self.progress.task(f"check {stage.kind}"):
+                step = assess(applied, applied.history[-1], self.oracle)
+            applied = replace(applied, history=(*applied.history[:-1], step))
+        save_stage(folder, self.key, applied)
+        return applied
 
     def _measured(self, model: Model, target: Target) -> dict[str, Any]:
         """What `RunContext.measure` answers: the float model, built for the target and timed on its device."""

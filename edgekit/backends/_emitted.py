@@ -11,6 +11,8 @@ import numpy as np
 from edgekit.errors import BuildError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import onnx
 
     from edgekit.backends import Job
@@ -42,6 +44,15 @@ def emitted(job: Job, backend: str) -> onnx.ModelProto:
     else:
         graph = emit(job.model.lowered(job.facts.grid, backend), job.model.quant, job.facts.grid, backend)
     return for_opset(graph, job.facts.max_opset) if job.facts.max_opset else graph
+
+
+def write_graph(proto: onnx.ModelProto, job: Job) -> dict[str, Path]:
+    """Write `model.onnx` into the job's folder; its name inside a bundle, and its path."""
+    from edgekit.graph.io import save_onnx
+
+    path = job.work / "model.onnx"
+    save_onnx(proto, path)
+    return {path.name: path}
 
 
 def computes_in_integers(job: Job) -> bool:

@@ -15,6 +15,8 @@ from edgekit.errors import BuildError
 from edgekit.extras import pip_command
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import onnx
 
 Array = npt.NDArray[Any]
@@ -53,22 +55,10 @@ class LiteRT:
                 that strays from the host's outputs.
             MissingDependencyError: torch, onnx or litert is not installed.
         """
-        from edgekit.backends import _litert_convert as converter
         from edgekit.backends import _litert_finish as finish
-        from edgekit.quant.forms import refuse
 
-        refuse(self.name, job.precision)
-        proto, everything = _folded(job), _samples(job)
-        samples = everything[:CHECKED]
-        content = converter.to_float(proto, samples[0])
-        self._compare(job, proto, content, samples)
-        reasons: dict[str, str] = {}
-        notes: list[str] = []
-        if job.role == "quantized":
-            content, reasons, notes = _quantized(job, proto, content, samples)
-            finish.finite(content, samples, job.model.name)
-        else:
-            content = finish.rename(content, {}, proto)
+        everything = _samples(job)
+        content, reasons, notes = self._content(job, everything[:CHECKED], check=True)
         refused = tflite_runtime_refusal(content)
         if refused is not None and job.facts.runtimes == ("tflite-runtime",):
             raise BuildError(f"{job.target.name}: {refused}")
@@ -87,6 +77,30 @@ class LiteRT:
             notes=tuple(notes),
             golden=finish.steady(content, everything) if _one_by_one(job, everything) else None,
         )
+
+    def emit(self, job: Job) -> dict[str, Path]:
+        """The .tflite, converted and not held against the host."""
+        path = job.work / ENTRY
+        path.write_bytes(self._content(job, _samples(job)[:CHECKED], check=False)[0])
+        return {ENTRY: path}
+
+    def _content(self, job: Job, samples: Samples, *, check: bool) -> tuple[bytes, dict[str, str], list[str]]:
+        """The file, why operators of it are float, and what else is to be said."""
+        from edgekit.backends import _litert_convert as converter
+        from edgekit.backends import _litert_finish as finish
+        from edgekit.quant.forms import refuse
+
+        refuse(self.name, job.precision)
+        proto = _folded(job)
+        content = converter.to_float(proto, samples[0])
+        if check:
+            self._compare(job, proto, content, samples)
+        if job.role != "quantized":
+            return finish.rename(content, {}, proto), {}, []
+        content, reasons, notes = _quantized(job, proto, content, samples)
+        if check:
+            finish.finite(content, samples, job.model.name)
+        return content, reasons, notes
 
     def _compare(self, job: Job, proto: onnx.ModelProto, content: bytes, samples: Samples) -> None:
         """The float file gives the host's fp32 numbers."""

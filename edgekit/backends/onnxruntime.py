@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from edgekit.backends import Availability, Built, Job
+from edgekit.backends._emitted import emitted, output_steps, write_graph
 from edgekit.errors import BuildError
 from edgekit.extras import pip_command, require
 
@@ -53,6 +54,11 @@ class OnnxRuntime:
             return Availability(compiles=False, runs=True, version=version, reason=reason)
         return Availability(compiles=True, runs=True, version=version)
 
+    def emit(self, job: Job) -> dict[str, Path]:
+        """The graph alone, unloaded and unchecked."""
+        require("onnx", extra="onnx", why="emitting a graph for ONNX Runtime")
+        return write_graph(emitted(job, self.name), job)
+
     def build(self, job: Job) -> Built:
         """Emit, save, load the saved file, run the samples, and read what the optimizer made of it.
 
@@ -62,7 +68,6 @@ class OnnxRuntime:
         """
         require("onnx", extra="onnx", why="building for ONNX Runtime")
         ort = require("onnxruntime", extra="onnxruntime", why="building for ONNX Runtime")
-        from edgekit.backends._emitted import emitted, output_steps
         from edgekit.backends._onnxruntime_graph import conversions, placement
 
         proto = emitted(job, self.name)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.backends import Availability, Built, Job
-from edgekit.backends._emitted import computes_in_integers, emitted, nodes_in, one_line, output_steps
+from edgekit.backends._emitted import computes_in_integers, emitted, nodes_in, one_line, output_steps, write_graph
 from edgekit.errors import BuildError
 from edgekit.extras import pip_command, require
 
@@ -43,6 +43,11 @@ class OpenVino:
             reason = f"it runs, but compiling needs the package 'onnx': {pip_command('onnx')}"
             return Availability(compiles=False, runs=True, version=version, reason=reason)
         return Availability(compiles=True, runs=True, version=version)
+
+    def emit(self, job: Job) -> dict[str, Path]:
+        """The ONNX graph that OpenVINO reads, unconverted and unchecked."""
+        require("onnx", extra="onnx", why="emitting a graph for OpenVINO")
+        return write_graph(emitted(job, self.name), job)
 
     def build(self, job: Job) -> Built:
         """Emit ONNX, convert, save, load the saved file again, run the samples, and read the execution graph.

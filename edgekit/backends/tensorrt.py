@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgekit.backends import Availability, Built, Job
-from edgekit.backends._emitted import emitted, nodes_in, one_line, output_steps
+from edgekit.backends._emitted import emitted, nodes_in, one_line, output_steps, write_graph
 from edgekit.errors import BuildError
 from edgekit.extras import pip_command, require
 
@@ -52,6 +52,21 @@ class TensorRT:
         compiles = "tensorrt_rtx" in found or (gpu and bool(found))
         return Availability(compiles=compiles, runs=gpu and bool(found), version=version, reason=reason)
 
+    def emit(self, job: Job) -> dict[str, Path]:
+        """The graph that an engine is built from."""
+        return write_graph(self._graph(job), job)
+
+    def _graph(self, job: Job) -> onnx.ModelProto:
+        from edgekit.backends import _tensorrt_graph as graph
+
+        require("onnx", extra="onnx", why="emitting a graph for TensorRT")
+        proto = emitted(job, self.name)
+        if job.precision == "fp16":
+            proto = graph.half(proto)
+        elif job.role == "quantized":
+            graph.check_symmetric(proto)
+        return proto
+
     def build(self, job: Job) -> Built:
         """Emit the graph; compile it too unless the target's boards build their own engines.
 
@@ -61,12 +76,7 @@ class TensorRT:
         """
         from edgekit.backends import _tensorrt_graph as graph
 
-        require("onnx", extra="onnx", why="emitting a graph for TensorRT")
-        proto = emitted(job, self.name)
-        if job.precision == "fp16":
-            proto = graph.half(proto)
-        elif job.role == "quantized":
-            graph.check_symmetric(proto)
+        proto = self._graph(job)
         content = proto.SerializeToString(deterministic=True)
         runner: dict[str, Any] = {"shapes": shapes(job), "tf32": False}
         versions: dict[str, str] = {}

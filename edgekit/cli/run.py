@@ -21,6 +21,9 @@ def run(
         list[str] | None, typer.Option(help="Only this target of the recipe; may be given several times.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last finished stage in the folder.")] = False,
+    until: Annotated[
+        str | None, typer.Option(help="Stop early: `emit` writes graphs and the QuantSpec, and compiles nothing.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     as_json: Json = False,
 ) -> int:
@@ -29,6 +32,8 @@ def run(
     from edgekit.pipeline import output_folder
     from edgekit.pipeline import run as run_recipe
 
+    if until is not None:
+        return _emit(recipe, until, out, target, resume=resume, quiet=quiet, as_json=as_json)
     with stdout_for_results(), progress_on_stderr(quiet=quiet) as progress:
         report = run_recipe(recipe, out=out, targets=target, resume=resume, progress=progress)
     if as_json:
@@ -45,3 +50,35 @@ def run(
     if report.recipe and not quiet:
         print(f"The report: {output_folder(report.recipe.name, out) / 'report.html'}", file=sys.stderr)
     return int(report.exit_code)
+
+
+def _emit(
+    recipe: Path,
+    until: str,
+    out: Path | None,
+    targets: list[str] | None,
+    *,
+    resume: bool,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """`--until emit`: what was written, a line a file."""
+    from edgekit.cli.progress import progress_on_stderr
+    from edgekit.errors import UsageError
+
+    if until != "emit":
+        raise UsageError(f"--until {until!r}: a run can stop after 'emit' alone.")
+    from edgekit.pipeline import emit
+
+    with stdout_for_results(), progress_on_stderr(quiet=quiet) as progress:
+        emitted = emit(recipe, out=out, targets=targets, resume=resume, progress=progress)
+    if as_json:
+        say(emitted.model_dump_json(indent=2))
+        return emitted.exit_code
+    for graph in emitted.graphs:
+        who = f"{graph.target} {graph.backend} {graph.precision}"
+        said = graph.reason or f"{graph.bytes / 1e6:.2f} MB  {', '.join(graph.files)}"
+        say(f"{who}: {said}")
+    if emitted.quant:
+        say(f"QuantSpec: {emitted.quant}")
+    return emitted.exit_code

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from edgekit.errors import UsageError
-from edgekit.model import Model, OnnxModel, Step, TensorSpec, TorchModel
+from edgekit.model import Model, OnnxModel, Step, TensorSpec, as_onnx
 from edgekit.quant.spec import Form
 from edgekit.units import parse_decibels, parse_points
 
@@ -96,7 +96,6 @@ class Quantize(BaseModel):
         Raises:
             UsageError: unusable calibration samples, an unknown node in `keep_float`, or a model that is quantized.
         """
-        from edgekit.graph.crossing import to_onnx
         from edgekit.graph.fold import fold
         from edgekit.graph.norms import norms_to_convolutions
         from edgekit.quant.choose import choose
@@ -106,7 +105,7 @@ class Quantize(BaseModel):
         from edgekit.stages._accuracy import settle
 
         start = time.monotonic()
-        source = to_onnx(model) if isinstance(model, TorchModel) else model
+        source = as_onnx(model)
         if source.quant is not None:
             raise UsageError("The model is quantized already. Put `quantize` into the recipe once.")
         if said := _already(source):
