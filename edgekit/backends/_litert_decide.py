@@ -73,6 +73,7 @@ class _Decider:
                 self.readers.setdefault(name, []).append(node)
         self.grids: dict[int, S8Grid] = {}
         self.reasons: dict[int, str] = {}
+        self.sources = {index: operator for operator in self.graph.operators for index in fb.indices(operator.outputs)}
         self.users: dict[int, list[Any]] = {}
         for operator in self.graph.operators:
             for index in fb.indices(operator.inputs):
@@ -87,16 +88,17 @@ class _Decider:
         chosen = {place for place, (name, operator) in enumerate(operators) if self._takes(place, name, operator)}
         chosen -= self._lonely(operators, chosen)
         decision = Decision(self.grids, frozenset(chosen), self.weights)
-        reasons = {self._blamed(*operators[place]): reason for place, reason in sorted(self.reasons.items())}
+        blamed = [(self._blamed(*operators[place]), reason) for place, reason in sorted(self.reasons.items())]
+        reasons = {name: self.spec.is_float(name, "litert") or reason for name, reason in blamed}
         return Outcome(decision, reasons, self.notes)
 
     def _blamed(self, name: str, operator: Any) -> str:
         """What to call an operator of the .tflite: the ONNX node that it computes, where its output is known."""
         index = fb.indices(operator.outputs)[0]
-        inputs = {known for source in fb.indices(operator.inputs) for known in self.matches.get(source, ())}
+        inputs = self._known_before(operator)
         nodes = [node for known in self.matches.get(index, ())[:1] for node in self._covered(known, inputs, 4)]
         kept = [node for node in nodes if self.spec.is_float(node.name, "litert")]
-        found = [*kept, *nodes]
+        found = [*kept, *nodes, *self._around(operator)]
         return found[0].name if found else f"{name} {self._label(index)}"
 
     # -- grids ---------------------------------------------------------------------------------------------------
@@ -246,14 +248,46 @@ class _Decider:
 
     def _kept_float(self, operator: Any) -> str | None:
         """The reason of an ONNX node that this operator computes and that must stay float."""
-        inputs = {name for index in fb.indices(operator.inputs) for name in self.matches.get(index, ())}
+        inputs = self._known_before(operator)
         for index in fb.indices(operator.outputs):
             for name in self.matches.get(index, ())[:1]:
                 for node in self._covered(name, inputs, 4):
                     reason = self.spec.is_float(node.name, "litert")
                     if reason is not None:
                         return reason
-        return None
+        reasons = [self.spec.is_float(node.name, "litert") for node in self._around(operator)]
+        return reasons[0] if reasons and all(reasons) else None
+
+    def _known_before(self, operator: Any) -> set[str]:
+        """The ONNX tensors that an operator computes from: those that it reads, or what is known before them."""
+        found, behind, seen = set[str](), list(fb.indices(operator.inputs)), set[int]()
+        while behind:
+            index = behind.pop()
+            names = self.matches.get(index, ())
+            found.update(names)
+            if not names and index not in seen and index in self.sources:
+                seen.add(index)
+                behind += fb.indices(self.sources[index].inputs)
+        return found
+
+    def _around(self, operator: Any) -> list[onnx.NodeProto]:
+        """The ONNX nodes that the converter took apart into this operator and others; none where its output is known.
+
+        Those are the makers of the first known tensors behind it.
+        """
+        found: dict[str, onnx.NodeProto] = {}
+        ahead, seen = list(fb.indices(operator.outputs)), set[int]()
+        if any(self.matches.get(index) for index in ahead):
+            return []
+        while ahead:
+            index = ahead.pop()
+            names = [name for name in self.matches.get(index, ()) if name in self.makers]
+            if names:
+                found.setdefault(self.makers[names[0]].name, self.makers[names[0]])
+            elif index not in seen:
+                seen.add(index)
+                ahead += [made for user in self.users.get(index, ()) for made in fb.indices(user.outputs)]
+        return list(found.values())
 
     def _covered(self, name: str, inputs: set[str], depth: int) -> list[onnx.NodeProto]:
         """The ONNX nodes between an operator's inputs and its output."""

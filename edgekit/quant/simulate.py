@@ -170,7 +170,8 @@ class _Simulator:
         integers = quantize_weight(constants[name], scales, self.variant)
         found: dict[str, Array] = {name: dequantize_weight(integers, scales, self.variant)}
         bias = node.input[2] if len(node.input) > 2 else ""
-        if bias in constants and self.backend in INTEGER_BIAS and self.is_active(node):
+        ranged = node.input[0] in self.spec.tensors and self.is_active(node)
+        if bias in constants and self.backend in INTEGER_BIAS and ranged:
             step = self.spec.grid(node.input[0], self.variant).scale
             steps = scale_array(scales, self.variant)
             whole, steps = quantize_bias(constants[bias].reshape(-1), step, steps)
