@@ -133,7 +133,7 @@ def test_activations_are_on_the_grid_of_onnx_runtimes_file(int8, built):
 @pytest.mark.slow
 def test_weights_and_biases_are_the_bytes_of_the_shared_quantizer(int8, built):
     """OIHW becomes OHWI (1HWO for a depthwise convolution); the integers stay the same."""
-    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in int8.proto.graph.initializer}
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in int8.lowered("affine").graph.initializer}
     model, graph = saved(built)
     found = {fb.operator_name(model, o): o for o in graph.operators}
     convolutions = [o for o in graph.operators if fb.operator_name(model, o) == "CONV_2D"]
@@ -163,7 +163,7 @@ def test_weights_and_biases_are_the_bytes_of_the_shared_quantizer(int8, built):
 @pytest.mark.slow
 def test_int8_build_agrees_with_onnx_runtime_to_a_step(int8, built):
     images = small_data().splits["test"].inputs
-    theirs = run_onnx(emit(int8.proto, int8.quant, "affine", "onnxruntime"), [images])[0]
+    theirs = run_onnx(emit(int8.lowered("affine"), int8.quant, "affine", "onnxruntime"), [images])[0]
     step = int8.quant.grid("logits", "affine").scale
     assert built.steps == (step,)
     assert np.abs(outputs(built, images) - theirs).max() <= 1.01 * step
@@ -311,7 +311,7 @@ def test_decomposed_activations_run_in_int8(tmp_path):
             compared += 1
     assert compared >= 12 and "m_int8" in tensors
     wanted = quantize_weight(
-        next(numpy_helper.to_array(t) for t in model.proto.graph.initializer if t.name == "w2"),
+        next(numpy_helper.to_array(t) for t in model.lowered("affine").graph.initializer if t.name == "w2"),
         model.quant.weights["w2"],
         "affine",
     )
