@@ -180,7 +180,8 @@ class Run:
             with self.progress.task(f"check {stage.kind}"):
                 step = assess(applied, applied.history[-1], self.oracle)
             applied = replace(applied, history=(*applied.history[:-1], step))
-        save_stage(folder, self.key, applied)
+        if self.judged or stage is not self.recipe.stages[-1]:
+            save_stage(folder, self.key, applied)
         return applied
 
     def _measured(self, model: Model, target: Target) -> dict[str, Any]:

@@ -44,9 +44,9 @@ def choose(
     Raises:
         UsageError: there are no samples, or something in the network is not finite.
     """
-    if not plan.nodes:
-        return Choice(build_spec(proto, plan, {}, source), Observed({}))
-    observed = observe(proto, calibrated(plan), batches, layers, total=total, progress=progress)
+    observed = Observed({})
+    if plan.nodes:
+        observed = observe(proto, calibrated(plan), batches, layers, total=total, progress=progress)
     return from_observed(proto, plan, observed, calibration, source=source)
 
 
@@ -58,7 +58,9 @@ def from_observed(
     *,
     source: Mapping[str, str] | None = None,
 ) -> Choice:
-    """The QuantSpec of another calibrator without another pass."""
+    """The QuantSpec of a calibrator, without another pass."""
+    if not plan.nodes:
+        return Choice(build_spec(proto, plan, {}, source), observed)
     ranges = calibrate(proto, plan, observed.histograms, calibration)
     facts = {**(source or {}), "calibrator": calibration, "samples": str(observed.samples)}
     return Choice(build_spec(proto, plan, ranges, facts), observed, summary(ranges))

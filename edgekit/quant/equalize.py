@@ -80,18 +80,18 @@ def equalize(
     total: int,
     *,
     always: bool = False,
+    seen: Mapping[str, Channels] | None = None,
     progress: Progress | None = None,
 ) -> Equalized:
-    """A graph that computes the same in float. `batches` hold `total` samples; `always` takes every gain."""
+    """A graph that computes the same in float. `batches` hold `total` samples; `always` takes every gain.
+
+    `seen` of an earlier pass, with every activation in `places`, saves one.
+    """
     found = places(proto)
     if not found:
         return Equalized(proto)
-    wanted = affordable(proto, total)
-    if wanted < total:
-        from edgekit.quant.correct import thinned
-
-        batches = thinned(batches, total, proto, wanted)[1]
-    seen = channel_statistics(proto, {place.tensor: (place.rank, place.axis) for place in found}, batches, progress)
+    if seen is None or any(place.tensor not in seen for place in found):
+        seen = _looked_at(proto, found, batches, total, progress)
     weights: dict[str, Array] = {}
     gains: dict[str, float] = {}
     for place in found:
@@ -107,6 +107,17 @@ def equalize(
     from edgekit.graph.tools import with_initializers
 
     return Equalized(with_initializers(proto, {k: v.astype(np.float32) for k, v in weights.items()}), gains)
+
+
+def _looked_at(
+    proto: onnx.ModelProto, found: Sequence[Place], batches: Batches, total: int, progress: Progress | None
+) -> dict[str, Channels]:
+    wanted = affordable(proto, total)
+    if wanted < total:
+        from edgekit.quant.correct import thinned
+
+        batches = thinned(batches, total, proto, wanted)[1]
+    return channel_statistics(proto, {place.tensor: (place.rank, place.axis) for place in found}, batches, progress)
 
 
 def affordable(proto: onnx.ModelProto, total: int) -> int:

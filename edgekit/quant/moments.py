@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
-PATCHES = 1024
+PATCHES = 768
 """At least so many patches of an operator's input are looked at, and twice as many as it has inputs times taps."""
 
 EACH = 16
@@ -57,7 +57,7 @@ class Moments:
     @property
     def full(self) -> bool:
         """Whether more patches would tell little more."""
-        return self.count >= max(PATCHES, 2 * max(self.widths))
+        return self.count >= max(PATCHES, int(1.5 * max(self.widths)))
 
     def add(self, piece: Array, samples: int, *, padded: bool) -> None:
         """Take the patches in a piece of the layer's input that `samples` samples gave."""

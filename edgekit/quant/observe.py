@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from edgekit.context import Progress, Silent
 from edgekit.errors import UsageError
+from edgekit.quant.channels import Channels
 from edgekit.quant.histogram import Histogram
 from edgekit.quant.layers import Layer
 from edgekit.quant.moments import EACH, Crop, Moments, crop
@@ -30,8 +31,11 @@ Array = npt.NDArray[Any]
 Batches = Callable[[], Iterable[Sequence[Array]]]
 """Makes a fresh stream of batches: one array for each input of the graph."""
 
-COUNTED = 2**19
+COUNTED = 2**17
 """So many values of a tensor at most go into its histogram, over the whole calibration set."""
+
+ENOUGH = 128
+"""So many samples tell means and mean squares well enough."""
 
 FAR = 2**31 - 1
 
@@ -50,11 +54,13 @@ _SAFE = frozenset(
 class Observed:
     """What one pass found.
 
-    `histograms` with exact extremes for each tensor; `means` of each channel of what weighted operators read, by
-    tensor; `moments` of their inputs, by node, block after block (see `edgekit.quant.moments`).
+    `histograms` with exact extremes for each tensor; of what weighted operators read, by tensor, `channels` (each
+    channel's exact extremes and its mean square) and `means`; `moments` of their inputs, by node, block after block
+    (see `edgekit.quant.moments`).
     """
 
     histograms: Mapping[str, Histogram]
+    channels: Mapping[str, Channels] = field(default_factory=dict)
     means: Mapping[str, Array] = field(default_factory=dict)
     moments: Mapping[str, list[npt.NDArray[np.float32]]] = field(default_factory=dict)
     samples: int = 0
@@ -118,6 +124,44 @@ def refuse(name: str, bad: bool) -> None:
         )
 
 
+@dataclass
+class _Sums:
+    """Sums over samples for each channel of a tensor, which lie on `axis` (1, or -1 behind tokens)."""
+
+    axis: int
+    count: int = 0
+    total: Any = 0.0
+    square: Any = 0.0
+    low: Any = np.inf
+    high: Any = -np.inf
+
+    def add(self, values: Array, low: Array | None, high: Array, samples: int) -> None:
+        """Take a sample of positions, and extremes that were reduced over all of them."""
+        if values.ndim < 2 or high.ndim < 2:  # its shape is not known
+            return
+        self.high = np.maximum(self.high, self._flat(high).max(axis=(0, 2)))
+        self.low = np.minimum(self.low, 0.0 if low is None else self._flat(low).min(axis=(0, 2)))
+        if self.count >= ENOUGH:
+            return
+        flat = self._flat(values)
+        share = samples / flat.shape[0] / flat.shape[2]
+        self.total = self.total + flat.sum(axis=(0, 2)).astype(np.float64) * share
+        self.square = self.square + np.einsum("nci,nci->c", flat, flat).astype(np.float64) * share
+        self.count += samples
+
+    def _flat(self, values: Array) -> Array:
+        """As `[N, channels, positions]`."""
+        if self.axis == -1:
+            return values.reshape(1, -1, values.shape[-1]).transpose(0, 2, 1)
+        return values.reshape(*values.shape[:2], -1)
+
+    def channels(self) -> Channels:
+        """The extremes and the mean square of each channel."""
+        square = np.atleast_1d(self.square / self.count)
+        low, high = (np.broadcast_to(end, square.shape).astype(np.float64) for end in (self.low, self.high))
+        return Channels(low, high, square)
+
+
 class _Probes:
     """The graph with outputs that tell about its tensors, and how to read them.
 
@@ -142,12 +186,13 @@ class _Probes:
         self.shapes = _shapes(proto, view, inputs)
         _fix(self.graph, view, inputs)
         self.channels = {layer.source: -1 if layer.node.op_type in ("Gemm", "MatMul") else 1 for layer in layers}
-        self.low = {name: self.reduced(name, "ReduceMin") for name in names if not self._bounded(name)}
-        self.high = {name: self.reduced(name, "ReduceMax") for name in names}
-        self.strided = {name: self.positions(name) for name in dict.fromkeys((*names, *self.channels))}
+        seen = tuple(dict.fromkeys((*names, *self.channels)))
+        self.low = {name: self.reduced(name, "ReduceMin") for name in seen if not self._bounded(name)}
+        self.high = {name: self.reduced(name, "ReduceMax") for name in seen}
+        self.strided = {name: self.positions(name) for name in seen}
         self.sums = {name: self.reduced(name, "ReduceSum") for name in _doubtful(view)}
         self.histograms = {name: Histogram() for name in names}
-        self.totals = {name: (np.zeros(1), 0) for name in self.channels}
+        self.totals = {name: _Sums(axis) for name, axis in self.channels.items()}
         self.readers: dict[str, list[Moments]] = {}
         for layer in layers:
             if layer.node.op_type != "ConvTranspose":
@@ -182,13 +227,14 @@ class _Probes:
         return name
 
     def reduced(self, name: str, op: str) -> int:
-        """A tensor reduced over its axes from the third on; a small one is read as it is."""
+        """A tensor reduced over all axes but samples and channels; a small one is read as it is."""
         shape = self.shapes.get(name)
         if shape is None:
             return self._output(op, [name], f"{name}/edgekit/{op}", keepdims=0)
         if len(shape) < 3:
             return self._whole(name)
-        axes = self._constant(range(2, len(shape)))
+        tokens = self.channels.get(name) == -1
+        axes = self._constant(range(1, len(shape) - 1) if tokens else range(2, len(shape)))
         return self._output(op, [name, axes], f"{name}/edgekit/{op}", keepdims=1)
 
     def _whole(self, name: str) -> int:
@@ -234,21 +280,20 @@ class _Probes:
             histogram.add(part, low, high, part.size / max(math.prod(self.shapes.get(name, flat.shape)), 1))
         for name, place in self.sums.items():
             refuse(name, not bool(np.isfinite(values[place]).all()))
-        for name, axis in self.channels.items():
-            value = values[self.strided[name]]
-            moved = value.reshape(-1, value.shape[-1]) if axis == -1 else value.reshape(*value.shape[:2], -1)
-            total, count = self.totals[name]
-            means = moved.mean(axis=0) if axis == -1 else moved.mean(axis=(0, 2))
-            self.totals[name] = (total + means.astype(np.float64) * samples, count + samples)
+        for name, sums in self.totals.items():
+            least = values[self.low[name]] if name in self.low else None
+            sums.add(values[self.strided[name]], least, values[self.high[name]], samples)
         for name, readers in self.readers.items():
             for reader in readers:
                 reader.add(values[self.pieces[name]], samples, padded=not self.crops[name])
 
     def result(self, samples: int) -> Observed:
         """What all batches together tell."""
-        means = {name: total / max(count, 1) for name, (total, count) in self.totals.items()}
+        known = {name: sums for name, sums in self.totals.items() if sums.count}
+        means = {name: sums.total / sums.count for name, sums in known.items()}
+        channels = {name: sums.channels() for name, sums in known.items()}
         moments = {reader.layer.node.name: reader.result() for found in self.readers.values() for reader in found}
-        return Observed(self.histograms, means, moments, samples)
+        return Observed(self.histograms, channels, means, moments, samples)
 
 
 def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:

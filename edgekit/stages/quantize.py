@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgekit.context import Progress, RunContext
     from edgekit.data import DataSet, Split
     from edgekit.quant.choose import Choice
-    from edgekit.quant.observe import Batches
+    from edgekit.quant.observe import Batches, Observed
     from edgekit.quant.pick import Picked
     from edgekit.quant.plan import Plan
     from edgekit.quant.spec import QuantSpec, Variant
@@ -98,10 +98,9 @@ class Quantize(BaseModel):
         """
         from edgekit.graph.fold import fold
         from edgekit.graph.norms import norms_to_convolutions
-        from edgekit.quant.choose import choose
+        from edgekit.quant.choose import from_observed
         from edgekit.quant.correct import correct
-        from edgekit.quant.layers import layers, own_biases
-        from edgekit.quant.plan import plan
+        from edgekit.quant.layers import own_biases
         from edgekit.stages._accuracy import settle
 
         start = time.monotonic()
@@ -116,20 +115,13 @@ class Quantize(BaseModel):
         if self.precision != "int8":
             return self._uncalibrated(proto, source, start)
         batches, total, facts = self._samples(source, ctx)
-        proto, equalized = self._equalized(proto, batches, total, ctx.progress)
-        planned = plan(proto, matching(self.keep_float, [node.name for node in proto.graph.node]))
-        corrected = self.bias_correction != "none" or self.rounding != "nearest"
-        chosen = layers(proto, planned.nodes) if corrected else []
-        choice = choose(
-            proto,
-            planned,
-            batches,
-            self.calibration,
-            layers=chosen,
-            total=total,
-            source=facts,
-            progress=ctx.progress,
-        )
+        planned = self._plan(proto)
+        observed = self._observe(proto, planned, batches, total, ctx.progress)
+        better, equalized = self._equalized(proto, observed, batches, total, ctx.progress)
+        if better is not proto:
+            proto, planned = better, self._plan(better)
+            observed = self._observe(proto, planned, batches, total, ctx.progress)
+        choice = from_observed(proto, planned, observed, self.calibration, source=facts)
         picked = self._pick(proto, choice.spec, source, ctx)
         corrections = correct(
             proto,
@@ -179,15 +171,34 @@ class Quantize(BaseModel):
         backends = [name for target in ctx.targets for name in target.backends] or list(FAST)
         return pick(proto, spec, feed(split, held, model.inputs), backends, self.min_snr, progress=ctx.progress)
 
+    def _plan(self, proto: onnx.ModelProto) -> Plan:
+        from edgekit.quant.plan import plan
+
+        return plan(proto, matching(self.keep_float, [node.name for node in proto.graph.node]))
+
+    def _observe(
+        self, proto: onnx.ModelProto, planned: Plan, batches: Batches, total: int, progress: Progress
+    ) -> Observed:
+        """One pass: what ranges need, and for every weighted operator what equalization and corrections do."""
+        from edgekit.quant.calibrate import calibrated
+        from edgekit.quant.layers import layers
+        from edgekit.quant.observe import Observed, observe
+
+        if not planned.nodes:
+            return Observed({})
+        corrected = self.bias_correction != "none" or self.rounding != "nearest" or self.equalize
+        chosen = layers(proto, planned.nodes) if corrected else []
+        return observe(proto, calibrated(planned), batches, chosen, total=total, progress=progress)
+
     def _equalized(
-        self, proto: onnx.ModelProto, batches: Batches, total: int, progress: Progress
+        self, proto: onnx.ModelProto, observed: Observed, batches: Batches, total: int, progress: Progress
     ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
         """The graph with like ranges in the channels of its activations where that helps, and a note on it."""
         from edgekit.quant.equalize import equalize
 
         if not self.equalize:
             return proto, ()
-        done = equalize(proto, batches, total, always=self.equalize is True, progress=progress)
+        done = equalize(proto, batches, total, always=self.equalize is True, seen=observed.channels, progress=progress)
         if not done.gains_db:
             return proto, ()
         gain = sum(done.gains_db.values()) / len(done.gains_db)

@@ -7,7 +7,7 @@ import onnx
 
 from edgekit.assess import Oracle, assess
 from edgekit.backends import BACKENDS, Built, Job
-from edgekit.building import _contained, _whole_batches
+from edgekit.building import _whole_batches, contained
 from edgekit.data import DataSet, Preprocess, Split, check_against
 from edgekit.errors import BuildError
 from edgekit.registry import resolve
@@ -59,7 +59,8 @@ def built(model, oracle, folder, backends=RUNTIMES, role="quantized"):
         precision = "int8" if role == "quantized" else "fp32"
         source = model if role == "quantized" else model.reference
         try:
-            found[name] = _contained(backend, Job(source, role, precision, target, FACTS[name], work, samples))
+            job = Job(source, role, precision, target, FACTS[name], work, samples)
+            found[name] = contained(backend, job, backend.build)
         except BuildError as error:
             found[name] = str(error)
     return found

