@@ -34,6 +34,18 @@ def test_quantized_ships_if_shown_faster_and_near(ratio, accuracy, role):
     assert found.verified
 
 
+@pytest.mark.parametrize(("ratio", "role"), [(0.9, "quantized"), (1.02, "quantized"), (1.1, "float")])
+@pytest.mark.parametrize("precision", sorted(ships.SMALLER))
+def test_what_is_wanted_for_its_size_ships_unless_shown_slower(precision, ratio, role):
+    small = result("quantized", ratio=ratio, precision=precision, size_bytes=300)
+    found = choose(result("float", size_bytes=1000), small)
+    assert found.result.role == role
+    if ratio == 1.02:
+        assert "has 0.300x the bytes of float and is not shown slower (1.020x [0.970, 1.070] the time)" in found.reason
+    large = small.model_copy(update={"size_bytes": 1000})
+    assert choose(result("float", size_bytes=1000), large).result.role == ("quantized" if ratio == 0.9 else "float")
+
+
 def test_every_reason_against_is_named():
     found = choose(result("float"), result("quantized", 0.91, 1.1))
     assert "not shown faster than float (1.100x [1.050, 1.150] the time" in found.reason

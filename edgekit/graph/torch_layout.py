@@ -140,6 +140,16 @@ def _gather(x: Tensor, index: Tensor, axis: int) -> Tensor:
     return taken.reshape([*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]])
 
 
+def gather_elements(op: Operator) -> Step:
+    """GatherElements along one axis."""
+    return Step(Function(_gather_elements, axis=op.attributes.get("axis", 0)), (0, 1))
+
+
+def _gather_elements(x: Tensor, index: Tensor, axis: int) -> Tensor:
+    index = index.to(torch.int64)
+    return torch.gather(x, axis, torch.where(index < 0, index + x.shape[axis], index))
+
+
 def gather_nd(op: Operator) -> Step:
     """GatherND: the last axis of the indices holds positions in the axes behind the batch's."""
     return Step(Function(_gather_nd, batch=op.attributes.get("batch_dims", 0)), (0, 1))
@@ -299,6 +309,7 @@ OPERATORS: dict[str, Entry] = {
     "Expand": expand,
     "Flatten": flatten,
     "Gather": gather,
+    "GatherElements": gather_elements,
     "GatherND": gather_nd,
     "Pad": pad,
     "Range": range_,

@@ -153,7 +153,9 @@ class Quantize(BaseModel):
 
         unwanted = matching(self.keep_float, [node.name for node in proto.graph.node])
         spec = form_spec(proto, self.precision, unwanted)
-        notes = [f"{len(spec.nodes)} operators and {len(spec.tables)} embeddings in {self.precision}"]
+        counts = [(len(spec.nodes), "operator"), (len(spec.tables), "embedding")]
+        said = " and ".join(f"{count} {what}{'s' if count != 1 else ''}" for count, what in counts if count)
+        notes = [f"{said} in {self.precision}" if said else f"all weights in {self.precision}"]
         notes += [f"{name} stays float: {why}" for name, why in list(spec.keep_float.get("*", {}).items())[:10]]
         config = self.model_dump(mode="json")
         step = Step(name=self.kind, config=config, seconds=time.monotonic() - start, notes=tuple(notes))
