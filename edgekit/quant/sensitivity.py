@@ -156,8 +156,8 @@ class _Walk:
         """Compute what lies between here and `position` in float; forget what nobody needs any more."""
         wanted = [name for name in self.needed[position] if name not in states[0]]
         if wanted:
-            inputs = [name for name in self.needed[self.position] if name in states[0]]
-            part = self.part(self.position, position, {n: states[0][n] for n in inputs}, wanted)
+            part = self.part(self.position, position, states[0], wanted)
+            inputs = [item.name for item in part.graph.input]
             session = open_session(part, runtime=self.runtime)
             for state in states:
                 state.update(zip(wanted, session([state[name] for name in inputs]), strict=True))
@@ -178,15 +178,16 @@ class _Walk:
         outputs = [name for name in self.view.outputs if name in made]
         part = self.part(self.position, len(self.view.nodes), states[0], outputs, layer.nodes)
         alone = spec.model_copy(update={"nodes": layer.nodes})
+        inputs = [item.name for item in part.graph.input]
         session: Session = open_session(emit(part, alone, self.variant, self.backend), runtime=self.runtime)
         noise = 0.0
         for state, exact in zip(states, wanted, strict=True):
-            for name, seen in zip(outputs, session(list(state.values())), strict=True):
+            for name, seen in zip(outputs, session([state[name] for name in inputs]), strict=True):
                 noise += _energy(seen.astype(np.float64) - exact[name].astype(np.float64))
         return noise
 
     def part(
-        self, start: int, stop: int, inputs: Mapping[str, Array], outputs: Sequence[str], corrected: Sequence[str] = ()
+        self, start: int, stop: int, state: Mapping[str, Array], outputs: Sequence[str], corrected: Sequence[str] = ()
     ) -> onnx.ModelProto:
         """The operators from `start` to `stop` as a model; the weights of those in `corrected` are the corrected."""
         import onnx
@@ -207,7 +208,7 @@ class _Walk:
             for name in read
             if name in self.view.initializers
         )
-        for name, value in inputs.items():
+        for name, value in ((name, value) for name, value in state.items() if name in read):
             known = self.types.get(name)
             kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
             part.graph.input.append(known or onnx.helper.make_tensor_value_info(name, kind, None))

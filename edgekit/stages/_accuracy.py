@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgekit.stages.quantize import Quantize
     from edgekit.target import Target
 
-FEW, MANY, SCANNED = 8, 64, 16
+FEW, MANY, SCANNED = 8, 32, 8
 """Samples of the first and the second look and of the scan, where they are not too large and labels ask for no more."""
 
 LABELLED = 512
@@ -84,7 +84,7 @@ def looks(macs: int, values: int, *, labelled: bool) -> tuple[int, int]:
     """Samples of the first and of the second look, by the work and the input values of one sample.
 
     >>> looks(385_000_000, 3 * 224 * 224, labelled=False), looks(385_000_000, 3 * 224 * 224, labelled=True)
-    ((8, 64), (8, 512))
+    ((8, 32), (8, 512))
     >>> looks(41_000_000, 3 * 32 * 32, labelled=True)
     (73, 512)
     """

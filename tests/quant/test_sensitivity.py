@@ -40,6 +40,19 @@ def test_the_scan_gives_what_the_emitter_gives_layer_by_layer(variant, backend):
         assert seen.noise[layer.name] == pytest.approx(wanted, rel=1e-3, abs=1e-9), layer
 
 
+def test_another_runtime_finds_the_same():
+    pytest.importorskip("openvino")
+    net, x = residual_net(), samples(32)
+    spec = specified(net, x)
+    found = layers(net, spec, "openvino")
+    one, other = (
+        scan(net, spec, found, stream(x)(), variant="affine", backend="openvino", runtime=runtime)
+        for runtime in ("onnxruntime", "openvino")
+    )
+    for layer in found:
+        assert one.snr_db(layer.name) == pytest.approx(other.snr_db(layer.name), abs=1.0), layer
+
+
 def test_layers_take_clamps_and_moves_with_them():
     net = residual_net()
     found = layers(net, specified(net, samples(16)), "onnxruntime")
