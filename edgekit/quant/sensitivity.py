@@ -177,7 +177,7 @@ class _Walk:
         made = {name for node in self.view.nodes[self.position :] for name in node.output}
         outputs = [name for name in self.view.outputs if name in made]
         part = self.part(self.position, len(self.view.nodes), states[0], outputs, layer.nodes)
-        alone = spec.model_copy(update={"nodes": layer.nodes})
+        alone = spec.model_copy(update={"nodes": layer.nodes, "tables": {}})
         inputs = [item.name for item in part.graph.input]
         session: Session = open_session(emit(part, alone, self.variant, self.backend), runtime=self.runtime)
         noise = 0.0
