@@ -7,7 +7,7 @@ import onnx
 import pytest
 from bad_inputs import built, dataset, quantized, through
 from onnx import helper, numpy_helper
-from quant_graphs import Builder, residual_net, samples
+from quant_graphs import Builder, residual_net, samples, snr
 
 from edgekit.backends import Built
 from edgekit.errors import UsageError
@@ -298,3 +298,99 @@ def test_inputs_and_outputs_that_are_no_tensors_of_numbers(tmp_path):
     text = parse("(string[n] s, float[n, 8] x) => (float[n, 8] y) { y = Relu(x) }")
     with pytest.raises(UsageError, match="'s' takes object; only numbers can be fed"):
         quantized(text, dataset(samples(8, shape=(8,))), tmp_path)
+
+
+# -- opsets
+
+
+def in_opset(opset):
+    """One network in the forms that `opset` has: settings were attributes, and became inputs one after the other."""
+    b = Builder()
+    axes = b.constant("axes", np.array([2, 3], np.int64))
+    b.conv("x", "first", 8, 3, bias=False)
+    for name, scale in (("gamma", 1.0), ("beta", 0.3), ("mean", 0.3)):
+        b.weight(name, 8, scale=scale)
+    b.constant("variance", np.linspace(0.2, 2, 8, dtype=np.float32))
+    b.add("BatchNormalization", ["first", "gamma", "beta", "mean", "variance"], "normed")
+    if opset >= 11:
+        b.add("Clip", ["normed", b.constant("zero", np.float32(0)), b.constant("six", np.float32(6))], "clipped")
+        b.add("Pad", ["clipped", b.constant("pads", np.array([0, 0, 1, 1, 0, 0, 1, 1]))], "padded")
+        scales = b.constant("scales", np.array([1, 1, 2, 2], np.float32))
+        roi = b.constant("roi", np.zeros(0, np.float32)) if opset < 13 else ""
+        more = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        b.add("Resize", ["padded", roi, scales], "larger", **more)
+    else:
+        b.add("Clip", ["normed"], "clipped", min=0.0, max=6.0)
+        b.add("Pad", ["clipped"], "padded", pads=[0, 0, 1, 1, 0, 0, 1, 1])
+        operator = "Resize" if opset == 10 else "Upsample"
+        b.add(operator, ["padded", b.constant("scales", np.array([1, 1, 2, 2], np.float32))], "larger", mode="nearest")
+    b.conv("larger", "second", 8, 8, strides=[2, 2])
+    b.add("HardSwish" if opset >= 14 else "HardSigmoid", ["second"], "gate")
+    b.add("Mul", ["second", "gate"], "gated")
+    if opset >= 18:
+        b.add("ReduceMean", ["gated", axes], "pool", keepdims=1)
+        b.add("Squeeze", ["pool", axes], "flat")
+    else:
+        b.add("ReduceMean", ["gated"], "pool", keepdims=1, axes=[2, 3])
+        b.add("Squeeze", ["pool", *([axes] if opset >= 13 else [])], "flat", **({} if opset >= 13 else {"axes": [2, 3]}))
+    b.add("Dropout", ["flat"], "kept")
+    b.weight("last.weight", 8, 6)
+    b.add("MatMul", ["kept", "last.weight"], "scores")
+    halves = {"num_outputs": 2} if opset >= 18 else {}
+    b.nodes.append(helper.make_node("Split", ["scores"], ["left", "right"], name="halves", axis=1, **halves))
+    last = [b.constant("last_axis", np.array([1], np.int64))] if opset >= 13 else []
+    sums = {"keepdims": 1, **({} if opset >= 13 else {"axes": [1]})}
+    b.add("ReduceSum", ["right", *last], "sum", **sums)
+    b.add("Unsqueeze", ["sum", *last], "column", **({} if opset >= 13 else {"axes": [1]}))
+    b.add("Flatten", ["column"], "total")
+    b.add("Concat", ["left", "total"], "all", axis=1)
+    b.add("Softmax", ["all"], "y", axis=1)
+    if opset < 18:
+        b.constants = [tensor for tensor in b.constants if tensor.name != "axes" or opset >= 13]
+    return b.model({"x": ["n", 3, 12, 12]}, {"y": ["n", 4], "scores": ["n", 6]}, opset)
+
+
+@pytest.mark.parametrize("opset", [9, 10, *range(11, 23)])
+def test_every_opset(tmp_path, opset):
+    net = in_opset(opset)
+    step, made = through(net, dataset(samples(48)), tmp_path)
+    assert made["onnxruntime"].placement.int8_nodes >= 8
+    x = samples(8, seed=7)
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    sessions = [
+        ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        for content in (net.SerializeToString(), str(made["onnxruntime"].files["model.onnx"]))
+    ]
+    wanted, seen = (session.run(["scores"], {"x": x})[0] for session in sessions)
+    assert snr(wanted, seen) > 20
+
+
+@pytest.mark.parametrize(
+    ("opset", "text"),
+    [
+        (21, "(float[n, 4, 3, 3] x) => (float[n, 4, 3, 3] y) { y = GroupNormalization<num_groups = 2>(x, one, one) }"),
+        (17, "(float[n, 4] x) => (float[n, 4] y) { y = LayerNormalization(x, one) }"),
+        (20, "(float[n, 4] x) => (float[n, 4] y) { y = Gelu(x) }"),
+    ],
+)
+def test_operators_of_newer_opsets(tmp_path, opset, text):
+    net = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": {opset}]> net {text}')
+    net.graph.initializer.append(numpy_helper.from_array(np.ones(4, np.float32), "one"))
+    shape = (4, 3, 3) if "3, 3" in text else (4,)
+    step, _ = through(net, dataset(samples(16, shape=shape)), tmp_path, least_db=100)
+    assert any("nothing to quantize" in note for note in step.notes)
+
+
+def test_an_opset_that_cannot_be_converted_is_refused_in_one_message(tmp_path):
+    # Before opset 8 this operator meant something else, and onnx has no converter for it.
+    net = onnx.parser.parse_model(
+        '<ir_version: 4, opset_import: ["": 6]> net (float[4, 4] x) => (float[4, 4] y) { y = Upsample<height_scale = 2.0, '
+        'width_scale = 2.0>(x) }'
+    )
+    onnx.save(net, tmp_path / "net.onnx")
+    with pytest.raises(UsageError, match="opset 6") as caught:
+        quantized(net, dataset(samples(8, shape=(4,))), tmp_path)
+    assert "\n" not in str(caught.value)
