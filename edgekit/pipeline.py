@@ -124,6 +124,8 @@ class Run:
 
         Without `judged` the reference is never asked, and no stage is held against it.
         """
+        from edgekit.graph.large import fingerprint
+
         started = time.monotonic()
         folder = output_folder(recipe.name, out)
         Workspace.check(folder)
@@ -132,7 +134,7 @@ class Run:
             data, source = _data(recipe), _source(recipe)
             check_against(data, source.inputs, source.outputs)
             oracle = Oracle.of(source, data)
-            reference = source.reference.proto.SerializeToString(deterministic=True)
+            reference = fingerprint(source.reference.proto)
             key = digest(metadata.version(DISTRIBUTION), reference, data.sha256, str(recipe.seed))
             if judged:
                 _ = oracle.outputs  # computed here, so that its time is not counted as the first stage's
@@ -205,8 +207,10 @@ class Run:
         return outcomes
 
     def _builder(self, history: Sequence[Step]) -> Builder:
+        from edgekit.graph.large import fingerprint
+
         about = {
-            "source_sha256": digest(self.oracle.model.proto.SerializeToString(deterministic=True)),
+            "source_sha256": digest(fingerprint(self.oracle.model.proto)),
             "stages": tuple({"name": step.name, "config": dict(step.config)} for step in history),
             "data": {"name": self.data.name, "sha256": self.data.sha256},
             "licences": {"data": self.data.licence} if self.data.licence else {},

@@ -89,13 +89,14 @@ def _data(oracle: Oracle) -> DataInfo:
 
 def _source(recipe: Recipe, oracle: Oracle) -> SourceInfo:
     from edgekit.graph.cost import cost
+    from edgekit.graph.large import fingerprint
 
     reference, seen = oracle.model, oracle.evaluation
     spent = cost(reference.proto)
     return SourceInfo(
         name=reference.name,
         origin=recipe.model.source,
-        sha256=digest(reference.proto.SerializeToString(deterministic=True)),
+        sha256=digest(fingerprint(reference.proto)),
         size_bytes=spent.bytes,
         macs=spent.macs,
         parameters=spent.parameters,

@@ -32,7 +32,13 @@ def digest(*parts: str | bytes | Path) -> str:
     """sha256 over texts, bytes and the contents of files, in order, each with its length before it."""
     total = hashlib.sha256()
     for part in parts:
-        data = part.read_bytes() if isinstance(part, Path) else part.encode() if isinstance(part, str) else part
+        if isinstance(part, Path):
+            total.update(part.stat().st_size.to_bytes(8, "big"))
+            with part.open("rb") as file:
+                while block := file.read(1 << 20):
+                    total.update(block)
+            continue
+        data = part.encode() if isinstance(part, str) else part
         total.update(len(data).to_bytes(8, "big") + data)
     return total.hexdigest()
 

@@ -29,6 +29,7 @@ def emitted(job: Job, backend: str) -> onnx.ModelProto:
         BuildError: a quantized build of a model that no stage has quantized, or a form that `backend` lacks.
     """
     from edgekit.graph.fold import fold
+    from edgekit.graph.large import is_large, model_bytes
     from edgekit.graph.opset import for_opset
     from edgekit.quant.forms import refuse
     from edgekit.quant.qdq import emit
@@ -43,6 +44,11 @@ def emitted(job: Job, backend: str) -> onnx.ModelProto:
         )
     else:
         graph = emit(job.model.lowered(job.facts.grid, backend), job.model.quant, job.facts.grid, backend)
+    if is_large(graph):
+        raise BuildError(
+            f"The {job.precision} form of {job.model.name!r} has {model_bytes(graph) / 1e9:.1f} GB: a bundle, which is "
+            "one file that runs, holds less than 2.1 GB. Only its quantized form may fit."
+        )
     return for_opset(graph, job.facts.max_opset) if job.facts.max_opset else graph
 
 

@@ -60,7 +60,7 @@ class _Known:
     """What is known of a graph's values: `constants` entirely; `partial` as arrays of int, axis name or None."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
-        self.constants: dict[str, Array] = initializers(proto.graph)
+        self.constants = initializers(proto.graph)
         self.partial: dict[str, Array] = {}
         self.shapes = shapes(proto.graph)
         self.outputs = output_names(proto.graph)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx
 
 from edgekit.errors import UsageError
+from edgekit.graph.large import model_bytes
 from edgekit.graph.tools import attributes, shapes, with_sizes
 
 Shapes = Mapping[str, tuple[int | str | None, ...]]
@@ -49,7 +50,7 @@ def cost(proto: onnx.ModelProto, sizes: Mapping[str, int] | None = None) -> Cost
     for tensor in proto.graph.initializer:
         if tensor.data_type in FLOATS | QUANTIZED and math.prod(tensor.dims) > 1:
             parameters += math.prod(tensor.dims)
-    return Cost(sum(by_node.values()) if whole else None, parameters, proto.ByteSize(), by_node)
+    return Cost(sum(by_node.values()) if whole else None, parameters, model_bytes(proto), by_node)
 
 
 def _shapes(proto: onnx.ModelProto, sizes: Mapping[str, int] | None) -> Shapes:

@@ -14,6 +14,7 @@ import onnx
 
 from edgekit.errors import UsageError
 from edgekit.extras import require
+from edgekit.graph.large import fingerprint, is_large, loadable
 from edgekit.graph.tools import Array, tensor_specs
 
 if TYPE_CHECKING:
@@ -100,23 +101,26 @@ def _in_groups(runner: Runner, arrays: Sequence[Array], size: int, *, fill: bool
 
 def _runner(proto: onnx.ModelProto, threads: int) -> Runner:
     """A loaded model, kept for the next call with the same bytes."""
-    content = proto.SerializeToString()
-    key = (hashlib.sha256(content).hexdigest(), threads)
+    key = (hashlib.sha256(fingerprint(proto)).hexdigest(), threads)
     if key not in _sessions:
-        has_runtime = importlib.util.find_spec("onnxruntime") is not None
-        _sessions[key] = _onnxruntime(content, threads) if has_runtime else _openvino(content, threads)
-        while len(_sessions) > KEPT_SESSIONS:
+        large = is_large(proto)
+        while len(_sessions) >= (1 if large else KEPT_SESSIONS):  # a large one stays alone
             _sessions.popitem(last=False)
+        has_runtime = importlib.util.find_spec("onnxruntime") is not None
+        with loadable(proto) as content:
+            _sessions[key] = _onnxruntime(content, threads) if has_runtime else _openvino(content, threads)
     _sessions.move_to_end(key)
     return _sessions[key]
 
 
-def _onnxruntime(content: bytes, threads: int) -> Runner:
+def _onnxruntime(content: bytes | str, threads: int) -> Runner:
     runtime = require("onnxruntime", extra="onnxruntime", why="running an ONNX graph")
     runtime.disable_telemetry_events()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    if isinstance(content, str):  # a second copy of large weights, laid out for speed, might not fit
+        options.add_session_config_entry("session.disable_prepacking", "1")
     session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
 
@@ -126,7 +130,7 @@ def _onnxruntime(content: bytes, threads: int) -> Runner:
     return run
 
 
-def _openvino(content: bytes, threads: int) -> Runner:
+def _openvino(content: bytes | str, threads: int) -> Runner:
     openvino = require("openvino", extra="openvino", why="running an ONNX graph without ONNX Runtime")
     core = openvino.Core()
     # Processors with bfloat16 would otherwise compute in it.

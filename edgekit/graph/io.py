@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 
 from edgekit.errors import UsageError
+from edgekit.graph.large import is_large, without_weights, write_apart
 from edgekit.graph.tools import subgraphs
 
 
@@ -35,7 +36,7 @@ def load_onnx(path: Path | str) -> onnx.ModelProto:
         del tensor.external_data[:]
         tensor.ClearField("data_location")
     try:
-        onnx.checker.check_model(proto)
+        onnx.checker.check_model(without_weights(proto))
         for tensor in _tensors(proto):
             numpy_helper.to_array(tensor)
     except (onnx.checker.ValidationError, ValueError, TypeError, KeyError) as error:
@@ -45,8 +46,17 @@ def load_onnx(path: Path | str) -> onnx.ModelProto:
 
 
 def save_onnx(proto: onnx.ModelProto, path: Path | str) -> None:
-    """Write `proto` to `path`: under a temporary name first, so that no half file is ever seen."""
+    """Write `proto` to `path`: under a temporary name first, so that no half file is ever seen.
+
+    The weights of a model that one file cannot hold go to `path` + `.data`.
+    """
     path = Path(path)
+    if is_large(proto):
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            write_apart(proto, Path(folder) / path.name)
+            for file in (f"{path.name}.data", path.name):
+                (Path(folder) / file).replace(path.parent / file)
+        return
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:

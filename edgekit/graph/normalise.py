@@ -11,6 +11,7 @@ from onnx import inliner, numpy_helper
 from edgekit.errors import UsageError
 from edgekit.graph import opset as versions
 from edgekit.graph.constants import fold_constants
+from edgekit.graph.large import lightly
 from edgekit.graph.tools import (
     attributes,
     drop_unused,
@@ -44,7 +45,7 @@ def normalise(proto: onnx.ModelProto) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     if result.functions:
-        result = inliner.inline_local_functions(result)
+        result = lightly(result, inliner.inline_local_functions)
     _name_axes(result.graph)
     result = _raised(result)
     graph = result.graph
@@ -74,7 +75,8 @@ def _raised(proto: onnx.ModelProto) -> onnx.ModelProto:
         try:
             # The converter takes initializers that are not inputs from this file format on.
             proto.ir_version = max(proto.ir_version, 4)
-            result = onnx.version_converter.convert_version(proto, MIN_OPSET)
+            kept = [onnx.StringStringEntryProto(key=e.key, value=e.value) for e in proto.metadata_props]
+            result = lightly(proto, lambda light: onnx.version_converter.convert_version(light, MIN_OPSET))
         except (onnx.version_converter.ConvertError, RuntimeError, onnx.checker.ValidationError) as error:
             what = " ".join(str(error).split())[:300]
             raise UsageError(
@@ -82,7 +84,7 @@ def _raised(proto: onnx.ModelProto) -> onnx.ModelProto:
                 f"Export it again with opset {MIN_OPSET} or later."
             ) from error
         del result.metadata_props[:]
-        result.metadata_props.extend(proto.metadata_props)
+        result.metadata_props.extend(kept)
     result.ir_version = max(result.ir_version, versions.ir_version_for(opset_of(result)))
     return result
 
@@ -211,7 +213,7 @@ def rename_tensors(graph: onnx.GraphProto, names: dict[str, str]) -> None:
 
 def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
     del proto.graph.value_info[:]
-    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    inferred = lightly(proto, lambda light: onnx.shape_inference.infer_shapes(light, data_prop=True))
     constant = {tensor.name for tensor in inferred.graph.initializer}
     known = [value for value in inferred.graph.value_info if value.name not in constant]
     known.sort(key=lambda value: value.name)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import onnx
 
 from edgekit.errors import BuildError
+from edgekit.graph.large import without_weights
 from edgekit.graph.tools import (
-    Array,
     attributes,
     drop_unused,
     initializers,
@@ -55,7 +55,7 @@ def for_opset(proto: onnx.ModelProto, max_opset: int) -> onnx.ModelProto:
         _lower(result, max_opset)
     result.ir_version = min(result.ir_version, ir_version_for(max_opset))
     try:
-        onnx.checker.check_model(result, full_check=True)
+        onnx.checker.check_model(without_weights(result), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         what = " ".join(str(error).split())[:300]
         raise BuildError(f"The model cannot be written in opset {max_opset}: {what}. Allow a newer runtime.") from error
@@ -82,7 +82,7 @@ def _lower(proto: onnx.ModelProto, target: int) -> None:
 class _Lowering:
     def __init__(self, proto: onnx.ModelProto, target: int) -> None:
         self.opset, self.target = opset_of(proto), target
-        self.constants: dict[str, Array] = initializers(proto.graph)
+        self.constants = initializers(proto.graph)
         self.shapes = shapes(proto.graph)
         self.taken = tensor_names(proto.graph)
         self.stopped: dict[str, str] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from edgekit.errors import UsageError
+from edgekit.graph.large import without_weights
 from edgekit.model import EXTENT, Dim, TensorSpec
 
 Array = npt.NDArray[Any]
@@ -29,9 +30,38 @@ def opset_of(proto: onnx.ModelProto) -> int:
     return next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)
 
 
-def initializers(graph: onnx.GraphProto) -> dict[str, Array]:
+class Constants(MutableMapping[str, Array]):
+    """The initializers of a graph as arrays, by name; each is read when it is first asked for."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        self._values: dict[str, Array] = {}
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._values:
+            self._values[name] = numpy_helper.to_array(self._tensors[name])
+        return self._values[name]
+
+    def __setitem__(self, name: str, value: Array) -> None:
+        self._values[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        self._tensors.pop(name, None)
+        self._values.pop(name, None)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values or name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._tensors, **self._values})
+
+    def __len__(self) -> int:
+        return len({**self._tensors, **self._values})
+
+
+def initializers(graph: onnx.GraphProto) -> Constants:
     """Every initializer as an array, by name."""
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    return Constants(graph)
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -219,10 +249,9 @@ def tensor_specs(proto: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[
 def with_sizes(proto: onnx.ModelProto, sizes: Mapping[str, int] | None = None, batch: int = 1) -> onnx.ModelProto:
     """A copy with every dynamic input axis fixed (`sizes` by axis name, first axis `batch`, others `EXTENT`).
 
-    Shapes of all tensors are inferred anew from that.
+    Shapes of all tensors are inferred anew from that. Large weights are left out of the copy: they are inputs there.
     """
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(proto)
+    fixed = without_weights(proto)
     del fixed.graph.value_info[:]
     for value in fixed.graph.input:
         spec = tensor_spec(value)

@@ -308,7 +308,9 @@ def _shapes(proto: onnx.ModelProto, view: GraphView, inputs: Sequence[tuple[int,
     """The shapes of all tensors whose shapes follow from those of the first batch."""
     import onnx
 
-    fixed = _copy(proto)
+    from edgekit.graph.large import without_weights
+
+    fixed = without_weights(proto)
     _fix(fixed.graph, view, inputs)
     for value in fixed.graph.output:
         value.type.tensor_type.ClearField("shape")

@@ -103,10 +103,12 @@ def _measured(
     progress: Progress,
 ) -> dict[str, dict[Form, float]]:
     """The signal-to-noise ratio in dB of every (backend, form)."""
+    from edgekit.graph.large import fingerprint
+
     exact = open_session(proto)
     graphs = {pair: _simulated(proto, spec, *pair) for pair in tried}
     alike: dict[bytes, tuple[str, Form]] = {}
-    same = {pair: alike.setdefault(graph.SerializeToString(deterministic=True), pair) for pair, graph in graphs.items()}
+    same = {pair: alike.setdefault(fingerprint(graph), pair) for pair, graph in graphs.items()}
     sessions = {pair: _session(graphs[pair]) for pair in set(same.values())}
     signal, noise = 0.0, dict.fromkeys(sessions, 0.0)
     with progress.task("comparing forms of int8", JUDGED) as task:

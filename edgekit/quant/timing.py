@@ -131,6 +131,8 @@ def _events(proto: onnx.ModelProto, inputs: Sequence[Array]) -> list[dict[str, A
     """The kernels that ONNX Runtime ran, each with its duration in microseconds."""
     import onnxruntime as ort
 
+    from edgekit.graph.large import loadable
+
     ort.disable_telemetry_events()
     with tempfile.TemporaryDirectory(prefix="edgekit-profile-") as folder:
         options = ort.SessionOptions()
@@ -138,7 +140,8 @@ def _events(proto: onnx.ModelProto, inputs: Sequence[Array]) -> list[dict[str, A
         options.intra_op_num_threads = 1
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "run")
-        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        with loadable(proto) as content:
+            session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         feed = {item.name: array for item, array in zip(session.get_inputs(), inputs, strict=True)}
         for _ in range(WARM + ROUNDS):
             session.run(None, feed)

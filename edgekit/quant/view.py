@@ -32,7 +32,11 @@ def typed(proto: onnx.ModelProto) -> onnx.ModelProto:
     known = {value.name for value in (*graph.value_info, *graph.output)}
     if all(name in known for node in graph.node for name in node.output if name):
         return proto
-    return onnx.shape_inference.infer_shapes(proto)
+    from edgekit.graph.large import lightly
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    return lightly(copy, onnx.shape_inference.infer_shapes)
 
 
 class GraphView:

@@ -332,7 +332,9 @@ def in_opset(opset):
         b.add("Squeeze", ["pool", axes], "flat")
     else:
         b.add("ReduceMean", ["gated"], "pool", keepdims=1, axes=[2, 3])
-        b.add("Squeeze", ["pool", *([axes] if opset >= 13 else [])], "flat", **({} if opset >= 13 else {"axes": [2, 3]}))
+        b.add(
+            "Squeeze", ["pool", *([axes] if opset >= 13 else [])], "flat", **({} if opset >= 13 else {"axes": [2, 3]})
+        )
     b.add("Dropout", ["flat"], "kept")
     b.weight("last.weight", 8, 6)
     b.add("MatMul", ["kept", "last.weight"], "scores")
@@ -350,10 +352,13 @@ def in_opset(opset):
     return b.model({"x": ["n", 3, 12, 12]}, {"y": ["n", 4], "scores": ["n", 6]}, opset)
 
 
-@pytest.mark.parametrize("opset", [9, 10, *range(11, 23)])
+QUICK = {9, 11, 13, 18, 22}
+
+
+@pytest.mark.parametrize("opset", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in range(9, 23)])
 def test_every_opset(tmp_path, opset):
     net = in_opset(opset)
-    step, made = through(net, dataset(samples(48)), tmp_path)
+    _, made = through(net, dataset(samples(48)), tmp_path)
     assert made["onnxruntime"].placement.int8_nodes >= 8
     x = samples(8, seed=7)
     import onnxruntime as ort
@@ -387,8 +392,8 @@ def test_operators_of_newer_opsets(tmp_path, opset, text):
 def test_an_opset_that_cannot_be_converted_is_refused_in_one_message(tmp_path):
     # Before opset 8 this operator meant something else, and onnx has no converter for it.
     net = onnx.parser.parse_model(
-        '<ir_version: 4, opset_import: ["": 6]> net (float[4, 4] x) => (float[4, 4] y) { y = Upsample<height_scale = 2.0, '
-        'width_scale = 2.0>(x) }'
+        '<ir_version: 4, opset_import: ["": 6]> net (float[4, 4] x) => (float[4, 4] y) '
+        "{ y = Upsample<height_scale = 2.0, width_scale = 2.0>(x) }"
     )
     onnx.save(net, tmp_path / "net.onnx")
     with pytest.raises(UsageError, match="opset 6") as caught:
