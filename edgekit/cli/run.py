@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +29,8 @@ def run(
     as_json: Json = False,
 ) -> int:
     """Compress the recipe's model, build it for every target, measure, report and judge."""
+    # numpy's products run beside a runtime that keeps every core busy: threads of their own would only spin.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from edgekit.cli.progress import progress_on_stderr
     from edgekit.pipeline import output_folder
     from edgekit.pipeline import run as run_recipe

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
@@ -68,13 +69,21 @@ def _openvino(proto: onnx.ModelProto) -> Session:
     return run
 
 
+def streaming_runtime() -> tuple[str, str]:
+    """Which runtime `stream` takes, and its version."""
+    if importlib.util.find_spec("openvino"):
+        return "openvino", metadata.version("openvino")
+    ort = require("onnxruntime", extra="onnxruntime", why="running a model during calibration")
+    return "onnxruntime", str(ort.__version__)
+
+
 def stream(proto: onnx.ModelProto, batches: Iterable[Sequence[Array]]) -> Iterator[tuple[Sequence[Array], list[Array]]]:
     """Every batch with its outputs, in order. The outputs are valid until the next batch is asked for.
 
     In OpenVINO each core works on a batch of its own: small batches then stay in its cache, which makes a pass that
     looks at every tensor a third cheaper than one that shares each operator among the cores.
     """
-    if importlib.util.find_spec("openvino") is None:
+    if streaming_runtime()[0] == "onnxruntime":
         session = open_session(proto, runtime="onnxruntime")
         for batch in batches:
             yield batch, session(batch)

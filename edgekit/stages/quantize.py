@@ -6,7 +6,8 @@ import difflib
 import fnmatch
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -75,6 +76,8 @@ class Quantize(BaseModel):
     calibration: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"
     samples: int = Field(default=512, ge=1)
     """Calibration samples."""
+    cache: bool = True
+    """Keep what calibration observes, by content, and don't run the same network on the same samples again."""
     max_drop: Annotated[float, _by(parse_points), Field(ge=0, lt=1)] = 0.005
     """Largest loss of the task's metric against float, as a fraction of one ("0.5pp"); decides what ships."""
     min_snr: Annotated[float, _by(parse_decibels), Field(ge=0, le=200)] = 20.0
@@ -114,14 +117,15 @@ class Quantize(BaseModel):
             proto = own_biases(proto)
         if self.precision != "int8":
             return self._uncalibrated(proto, source, start)
-        batches, total, facts = self._samples(source, ctx)
+        samples = self._samples(source, ctx)
+        batches, total = samples.batches, samples.total
         planned = self._plan(proto)
-        observed = self._observe(proto, planned, batches, total, ctx.progress)
+        observed = self._observe(proto, planned, samples, ctx.progress)
         better, equalized = self._equalized(proto, observed, batches, total, ctx.progress)
         if better is not proto:
             proto, planned = better, self._plan(better)
-            observed = self._observe(proto, planned, batches, total, ctx.progress)
-        choice = from_observed(proto, planned, observed, self.calibration, source=facts)
+            observed = self._observe(proto, planned, samples, ctx.progress)
+        choice = from_observed(proto, planned, observed, self.calibration, source=samples.facts)
         picked = self._pick(proto, choice.spec, source, ctx)
         corrections = correct(
             proto,
@@ -178,10 +182,9 @@ class Quantize(BaseModel):
 
         return plan(proto, matching(self.keep_float, [node.name for node in proto.graph.node]))
 
-    def _observe(
-        self, proto: onnx.ModelProto, planned: Plan, batches: Batches, total: int, progress: Progress
-    ) -> Observed:
+    def _observe(self, proto: onnx.ModelProto, planned: Plan, samples: Calibrating, progress: Progress) -> Observed:
         """One pass: what ranges need, and for every weighted operator what equalization and corrections do."""
+        from edgekit.quant.cache import kept, key_of
         from edgekit.quant.calibrate import calibrated
         from edgekit.quant.layers import layers
         from edgekit.quant.observe import Observed, observe
@@ -190,7 +193,20 @@ class Quantize(BaseModel):
             return Observed({})
         corrected = self.bias_correction != "none" or self.rounding != "nearest" or self.equalize
         chosen = layers(proto, planned.nodes) if corrected else []
-        return observe(proto, calibrated(planned), batches, chosen, total=total, progress=progress)
+        names = calibrated(planned)
+
+        def look() -> Observed:
+            return observe(proto, names, samples.batches, chosen, total=samples.total, progress=progress)
+
+        if not self.cache:
+            return look()
+        asked = (*names, "layers:", *(layer.node.name for layer in chosen))
+        found, there = kept(key_of(proto, asked, samples.raw(), samples.about), look)
+        if there:
+            progress.say(
+                f"{self.kind}: ranges are those of an earlier calibration of the same network on the same data"
+            )
+        return found
 
     def _equalized(
         self, proto: onnx.ModelProto, observed: Observed, batches: Batches, total: int, progress: Progress
@@ -206,12 +222,35 @@ class Quantize(BaseModel):
         gain = sum(done.gains_db.values()) / len(done.gains_db)
         return done.proto, (f"channels of {len(done.gains_db)} activations equalized, {gain:.1f} dB each expected",)
 
-    def _samples(self, model: OnnxModel, ctx: RunContext) -> tuple[Batches, int, dict[str, str]]:
-        """The calibration samples, how many they are, and where they come from."""
+    def _samples(self, model: OnnxModel, ctx: RunContext) -> Calibrating:
+        """The calibration samples, and where they come from."""
         split = calibration_split(ctx.data)
         facts = {"data": ctx.data.name, "split": split.name, "sha256": ctx.data.sha256}
-        total = min(len(split), self.samples)
-        return feed(split, range(total), model.inputs), total, {key: value for key, value in facts.items() if value}
+        return Calibrating(split, min(len(split), self.samples), model.inputs, {k: v for k, v in facts.items() if v})
+
+
+@dataclass(frozen=True)
+class Calibrating:
+    """The first `total` samples of a split, as the network takes them."""
+
+    split: Split
+    total: int
+    inputs: tuple[TensorSpec, ...]
+    facts: dict[str, str]
+
+    @cached_property
+    def batches(self) -> Batches:
+        """A stream of checked batches."""
+        return feed(self.split, range(self.total), self.inputs)
+
+    def raw(self) -> list[npt.NDArray[Any]]:
+        """The samples as stored."""
+        return [array[: self.total] for array in self.split.stored(self.inputs)]
+
+    @property
+    def about(self) -> tuple[str, ...]:
+        """How the stored samples become inputs."""
+        return repr(self.split.preprocess), repr(self.inputs), str(BATCH_VALUES)
 
 
 def variants(targets: Sequence[Target], spec: QuantSpec | None = None) -> tuple[Variant, ...]:
