@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from edgekit.agent.unpack import cache_folder
 from edgekit.extras import DISTRIBUTION
+from edgekit.graph.large import fingerprint
 from edgekit.quant.channels import Channels
 from edgekit.quant.histogram import Histogram
 from edgekit.quant.observe import Observed
@@ -39,7 +40,7 @@ def key_of(
     """A hash over everything that an observation depends on. `about` says how samples become inputs."""
     total = hashlib.sha256()
     texts = (FORMAT, metadata.version(DISTRIBUTION), *streaming_runtime(), *asked, *about)
-    for data in (proto.SerializeToString(deterministic=True), *(text.encode() for text in texts)):
+    for data in (fingerprint(proto), *(text.encode() for text in texts)):
         total.update(len(data).to_bytes(8, "big") + data)
     for array in samples:
         total.update(f"{array.dtype.str} {array.shape}".encode())
