@@ -15,6 +15,7 @@ from edgekit.backends import BACKENDS, Backend, Built, Job
 from edgekit.bundle import Bundle, Manifest, PreprocessEntry, TensorEntry, write_bundle
 from edgekit.errors import BuildError, EdgekitError, MissingDependencyError
 from edgekit.model import Model, OnnxModel, Precision, Role, as_onnx
+from edgekit.quant.record import MEMBER, Record
 from edgekit.registry import resolve
 from edgekit.report.report import Result
 from edgekit.workspace import Workspace, digest, writing_to
@@ -117,7 +118,9 @@ class Builder:
             manifest = self._manifest(part, target, backend_name, built)
             folder = self._publish(name, built)
             golden = self._golden(backend, part, manifest, folder, samples)
-            bundle = write_bundle(self.space.bundles / f"{name}.edge", manifest, built.files, samples, golden)
+            path, record = self.space.bundles / f"{name}.edge", Record.of(part.model)
+            extra = {MEMBER: record.model_dump_json().encode()} if record else {}
+            bundle = write_bundle(path, manifest, built.files, samples, golden, extra)
         shutil.rmtree(work, ignore_errors=True)
         return built, bundle
 

@@ -125,6 +125,7 @@ def write_bundle(
     files: Mapping[str, Path],
     golden_inputs: Sequence[npt.NDArray[Any]],
     golden_outputs: Sequence[npt.NDArray[Any]],
+    extra: Mapping[str, bytes] | None = None,
 ) -> Bundle:
     """Write a bundle: the same arguments give the same bytes.
 
@@ -134,6 +135,7 @@ def write_bundle(
         files: the compiled model's files, by their name in the bundle's `model/`; `manifest.entry` is one of them.
         golden_inputs: preprocessed samples `[n, ...]`, one array an input of the manifest.
         golden_outputs: what the compiled model gave for them, one array an output.
+        extra: further members, by name, that running the model does not need.
 
     Raises:
         UsageError: the folder cannot be written, or names or counts do not fit the manifest.
@@ -144,6 +146,7 @@ def write_bundle(
     members |= {f"model/{name}": file for name, file in files.items()}
     members["golden/inputs.npz"] = _npz([e.name for e in manifest.inputs], golden_inputs)
     members["golden/outputs.npz"] = _npz([e.name for e in manifest.outputs], golden_outputs)
+    members |= extra or {}
     for name in members:
         _check_name(name, UsageError)
     full = manifest.model_copy(update={"members": {name: _sha256(members[name]) for name in sorted(members)}})
@@ -189,6 +192,14 @@ def read_golden(bundle: Bundle, which: Literal["inputs", "outputs"]) -> tuple[np
     with zipfile.ZipFile(bundle.path) as archive:
         arrays = np.load(io.BytesIO(archive.read(f"golden/{which}.npz")), allow_pickle=False)
     return tuple(arrays[entry.name] for entry in getattr(bundle.manifest, which))
+
+
+def read_member(bundle: Bundle, name: str) -> bytes | None:
+    """A member's content, None where the bundle has no such member."""
+    if name not in bundle.manifest.members:
+        return None
+    with zipfile.ZipFile(bundle.path) as archive:
+        return archive.read(name)
 
 
 def extract_model(bundle: Bundle, folder: Path) -> list[Path]:

@@ -17,8 +17,8 @@ LAYERS = [
     {"bundle", "clauses", "context", "data", "datasource", "datasplits", "graph", "imagefolder", "metrics", "model",
      "prune", "pt2", "quant", "report", "sources", "target", "train"},
     {"backends", "devices", "recipe", "stages", "testing"},
-    {"assess", "building", "compare", "doctor", "emitting", "gate", "measuring", "pipeline", "profile", "reporting",
-     "ships", "workspace"},
+    {"advice", "assess", "building", "compare", "doctor", "emitting", "explain", "gate", "measuring", "pipeline",
+     "profile", "reporting", "ships", "workspace"},
     {"cli", "__main__"},
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

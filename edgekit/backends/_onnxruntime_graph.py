@@ -20,18 +20,19 @@ KERNELS = frozenset(
 
 MOVES = frozenset(
     {
-    "Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape",
-    "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    "Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "NhwcMaxPool", "Pad",
+    "Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
     }
 )  # fmt: skip
 """Operators whose result has the type of their first input."""
 
 
-def _is_kernel(node: onnx.NodeProto) -> bool:
+def is_kernel(node: onnx.NodeProto) -> bool:
+    """Whether this is an 8-bit kernel."""
     return node.op_type.startswith("QLinear") or node.op_type in KERNELS
 
 
-def _eight_bit(proto: onnx.ModelProto) -> set[str]:
+def eight_bit(proto: onnx.ModelProto) -> set[str]:
     """Names of the activations that are 8-bit integers; a QGemm without an output scale gives floats."""
     found: set[str] = set()
     for node in proto.graph.node:
@@ -45,14 +46,14 @@ def _eight_bit(proto: onnx.ModelProto) -> set[str]:
 
 def placement(optimized: onnx.ModelProto, emitted: onnx.ModelProto, spec: QuantSpec | None) -> Placement:
     """Operators in 8-bit kernels and in float ones, and why those are float; conversions between them don't count."""
-    eight_bit = _eight_bit(optimized)
+    integers_of = eight_bit(optimized)
     owners = _owners(optimized, emitted, spec)
     integers: set[str] = set()
     floats: dict[str, onnx.NodeProto] = {}
     for node, owner in zip(optimized.graph.node, owners, strict=True):
         if node.op_type in CONVERSIONS or node.op_type == "Constant":
             continue
-        if _is_kernel(node) or (node.op_type in MOVES and node.output[0] in eight_bit):
+        if is_kernel(node) or (node.op_type in MOVES and node.output[0] in integers_of):
             integers.add(owner)
         else:
             floats.setdefault(owner, node)

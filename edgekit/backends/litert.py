@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -96,7 +96,9 @@ class LiteRT:
         if check:
             self._compare(job, proto, content, samples)
         if job.role != "quantized":
-            return finish.rename(content, {}, proto), {}, []
+            # A float bundle's tensors bear the source's names too: `explain` holds the int8 ones against them.
+            matches = _matches(proto, content, samples) if job.role == "float" else {}
+            return finish.rename(content, matches, proto), {}, []
         content, reasons, notes = _quantized(job, proto, content, samples)
         if check:
             finish.finite(content, samples, job.model.name)
@@ -159,19 +161,25 @@ def _quantized(
     from edgekit.backends import _litert_finish as finish
     from edgekit.backends._litert_decide import decide
     from edgekit.backends._litert_forms import put_weights
-    from edgekit.backends._litert_match import match, onnx_tensors
     from edgekit.backends._litert_quantize import rewrite
 
     spec = job.model.quant
     if spec is None:
         raise BuildError("A quantized LiteRT build needs a model with a QuantSpec: put `quantize` into the recipe.")
-    matches = match(content, onnx_tensors(proto, samples), samples)
+    matches = _matches(proto, content, samples)
     if spec.form("litert") != "int8":
         named = finish.rename(content, matches, proto)
         return put_weights(named, proto, spec, job.facts.grid, matches)
     outcome = decide(content, proto, spec, job.facts.grid, matches)
     named = finish.rename(content, matches, proto)
     return rewrite(named, outcome.decision), outcome.reasons, outcome.notes
+
+
+def _matches(proto: onnx.ModelProto, content: bytes, samples: Samples) -> Mapping[int, tuple[str, ...]]:
+    """Tensors of the .tflite -> those of the ONNX graph with the same values."""
+    from edgekit.backends._litert_match import match, onnx_tensors
+
+    return match(content, onnx_tensors(proto, samples), samples)
 
 
 def _first_difference(proto: onnx.ModelProto, content: bytes, samples: Samples) -> tuple[str, list[str]]:
