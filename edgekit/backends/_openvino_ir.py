@@ -68,11 +68,18 @@ def tidy(model: Any, proto: onnx.ModelProto) -> None:
 
 
 def save(ov: ModuleType, model: Any, work: Path, *, half: bool) -> tuple[Path, Path]:
-    """`model.xml` and `model.bin` under `work`, the XML without its indentation, a fifth of it."""
+    """`model.xml` and `model.bin` under `work`, the XML without indentation and shapes, a half of it."""
     xml = work / "model.xml"
     ov.save_model(model, xml, compress_to_fp16=half)
-    xml.write_text(re.sub(r">\s+<", "><", xml.read_text(encoding="utf-8")), encoding="utf-8")
+    xml.write_text(_short(xml.read_text(encoding="utf-8")), encoding="utf-8")
     return xml, xml.with_suffix(".bin")
+
+
+def _short(xml: str) -> str:
+    """The same network without what reading infers anyway: the shapes of ports, and the types of inputs."""
+    xml = re.sub(r"<dim>-?\d+</dim>", "", re.sub(r">\s+<", "><", xml))
+    xml = re.sub(r"<input>.*?</input>", lambda part: re.sub(r' precision="\w+"', "", part[0]), xml, flags=re.DOTALL)
+    return re.sub(r"<port ([^>]*)></port>", r"<port \1/>", xml)
 
 
 def placement(compiled: Any, proto: onnx.ModelProto, spec: QuantSpec | None) -> Placement:

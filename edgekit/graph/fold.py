@@ -11,6 +11,7 @@ from collections.abc import Callable
 import onnx
 
 from edgekit.graph.fold_activations import fold_activation, fold_mean
+from edgekit.graph.fold_ahead import fold_gate, fold_scale_ahead, fold_shift_ahead
 from edgekit.graph.fold_graph import FoldGraph
 from edgekit.graph.fold_weights import fold_batch_norm, fold_pad, fold_scale, fold_shift, make_gemm
 from edgekit.graph.normalise import normalise
@@ -23,6 +24,9 @@ RULES: tuple[Callable[[FoldGraph, onnx.NodeProto], bool], ...] = (
     make_gemm,
     fold_activation,
     fold_mean,
+    fold_scale_ahead,
+    fold_shift_ahead,
+    fold_gate,
 )
 """Each looks at one node and, where it applies, changes the graph and says so."""
 
@@ -31,8 +35,9 @@ def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The same network with fewer operators. `proto` (normalised) is not changed; names of outputs stay.
 
     BatchNorm, and multiplications and additions of constants per channel, go into the Conv, ConvTranspose or Gemm
-    before them; zero padding into the Conv after it; MatMul and Add become Gemm; HardSigmoid, HardSwish and global
-    averages are recognised. Clip stays Clip.
+    before them; factors of whole tensors, and constants that are added where nothing is padded, into the weights behind
+    them; zero padding into the Conv after it; MatMul and Add become Gemm; HardSigmoid, HardSwish and global averages
+    are recognised; `x + x * gate` is `x * (gate + 1)`. Clip stays Clip.
     """
     graph = FoldGraph(proto)
     while _pass(graph):

@@ -31,7 +31,8 @@ def build_spec(
         UsageError: a weight holds NaN or infinity.
     """
     view = GraphView(proto.graph)
-    spec = QuantSpec(nodes=plan.nodes, tensors=dict(ranges), weights={}, ties=plan.ties, source=dict(source or {}))
+    tensors = {name: _limited(given, plan.limits.get(name)) for name, given in ranges.items()}
+    spec = QuantSpec(nodes=plan.nodes, tensors=tensors, weights={}, ties=plan.ties, source=dict(source or {}))
     weights: dict[str, PerTensor | PerChannel] = {}
     for node in view.nodes:
         if node.op_type in WEIGHTED and node.name in plan.nodes and node.input[1] in plan.weights:
@@ -47,6 +48,16 @@ def build_spec(
         if lacking:
             keep[backend] = lacking
     return spec.model_copy(update={"weights": weights, "keep_float": keep})
+
+
+def _limited(given: Range, limits: tuple[float, float] | None) -> Range:
+    """The range without what its readers saturate at anyway: the steps get finer, and nothing else changes."""
+    if limits is None:
+        return given
+    low, high = max(given.low, limits[0]), min(given.high, limits[1])
+    if low >= high or (low, high) == (given.low, given.high):
+        return given
+    return Range(low=low, high=high, calibrator=f"{given.calibrator}, limited", fixed=given.fixed)
 
 
 def _scales(node: onnx.NodeProto, view: GraphView, plan: Plan, spec: QuantSpec) -> PerTensor | PerChannel:

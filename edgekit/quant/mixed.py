@@ -21,6 +21,7 @@ from edgekit.metrics import Difference, paired_accuracy, top_k
 from edgekit.quant import timing
 from edgekit.quant.histogram import snr_db
 from edgekit.quant.observe import Batches
+from edgekit.quant.plan import WEIGHTED
 from edgekit.quant.qdq import emit
 from edgekit.quant.sensitivity import Corrections, Layer, Scan, layers, scan
 from edgekit.quant.session import open_session
@@ -297,7 +298,7 @@ class _Search:
                 task.advance(1, f"{len(ones)} of {len(order)}")
                 return met
 
-            too_few, count, most = 0, 1, len(order) - 1
+            too_few, count, most = 0, 1, _short_of_all(order)
             while count <= most and not enough(order[:count]):
                 too_few, count = count, min(2 * count, most) if count < most else most + 1
             if count > most:
@@ -357,6 +358,11 @@ class _Search:
         cost = f"{1e6 * spent:.0f} us" if costs[kept[0].name].unit == "s" else f"{spent / 1e6:.1f} M MACs"
         named = ", ".join(layer.name for layer in kept[:5]) + (f" and {len(kept) - 5} more" if len(kept) > 5 else "")
         return f"{grid}; with {len(kept)} in float ({named}; about {cost} more a sample) {after}, for {asked}"
+
+
+def _short_of_all(order: Sequence[Layer]) -> int:
+    """How many of the first layers can be float with one left that has weights: the others follow their inputs."""
+    return max((place for place, layer in enumerate(order) if layer.op in WEIGHTED), default=0)
 
 
 def in_order(found: Sequence[Layer], sensitivity: Scan, costs: Mapping[str, Cost]) -> list[Layer]:

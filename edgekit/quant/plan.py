@@ -29,6 +29,9 @@ FIXED: Mapping[str, tuple[float, float]] = {
 }
 """Ranges known without calibration. Three end a step below 1: LiteRT's kernels insist on steps of 1/256 and 1/128."""
 
+SIGMOID_ENDS = 8.0
+"""Beyond it a sigmoid is within a tenth of a step of 1/256 of its end, and `x * sigmoid(x)` within 0.003 of zero."""
+
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 UNARY = frozenset({"GlobalAveragePool", "HardSigmoid", "HardSwish", "LeakyRelu", "Sigmoid", "Tanh"})
 ELEMENTWISE = frozenset({"Add", "Mul"})
@@ -42,7 +45,8 @@ class Plan:
 
     `ranges` are the activations to calibrate, `constants` the initializers that are quantized like activations,
     `weights` the initializers quantized symmetrically with the axis of their channels (None for one scale).
-    `folded` maps an operator to the Relu or Clip that its grid absorbs. `keep_float` is as in `QuantSpec`.
+    `folded` maps an operator to the Relu or Clip that its grid absorbs. `keep_float` is as in `QuantSpec`. `limits`
+    holds the interval of an activation beyond which its readers saturate: no range needs to reach further.
     """
 
     nodes: tuple[str, ...]
@@ -53,6 +57,7 @@ class Plan:
     ties: tuple[tuple[str, ...], ...]
     folded: Mapping[str, str]
     keep_float: Mapping[str, Mapping[str, str]]
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def plan(proto: onnx.ModelProto, keep_float: Collection[str] = ()) -> Plan:
@@ -104,7 +109,31 @@ class _Planner:
             ties=tuple(tuple(sorted(group, key=order.index)) for group in self.tied),
             folded=self.folded,
             keep_float={"*": self.reasons} if self.reasons else {},
+            limits=self.limits(),
         )
+
+    def limits(self) -> dict[str, tuple[float, float]]:
+        """What saturating readers leave of the activations that nobody else reads and that share no range."""
+        shared = {*self.view.outputs, *(name for group in self.tied for name in group)}
+        found = ((name, self.saturation(name)) for name in self.ranges if name not in shared)
+        return {name: limits for name, limits in found if limits is not None}
+
+    def saturation(self, tensor: str) -> tuple[float, float] | None:
+        """The interval outside of which all readers of a tensor give what they give at its ends, or nearly so."""
+        readers = self.view.consumers[tensor]
+        kinds = sorted(node.op_type for node in readers)
+        if kinds == ["HardSwish"]:
+            return -3.0, float("inf")
+        if kinds == ["Sigmoid"]:
+            return -SIGMOID_ENDS, SIGMOID_ENDS
+        if kinds == ["HardSigmoid"]:
+            alpha, beta = attribute(readers[0], "alpha", 0.2), attribute(readers[0], "beta", 0.5)
+            return (-beta / alpha, (1 - beta) / alpha) if alpha > 0 and 0 < beta < 1 else None
+        if kinds == ["Mul", "Sigmoid"]:
+            gate = next(node for node in readers if node.op_type == "Sigmoid").output[0]
+            product = next(node for node in readers if node.op_type == "Mul")
+            return (-SIGMOID_ENDS, float("inf")) if set(product.input) == {tensor, gate} else None
+        return None
 
     def decide(self, node: onnx.NodeProto) -> str | None:
         """Why a node stays float, or None."""

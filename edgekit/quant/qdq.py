@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import BuildError
+from edgekit.quant.active import active_nodes, is_shift
 from edgekit.quant.build import NO_KERNEL
 from edgekit.quant.legal import check_graph, check_spec
 from edgekit.quant.plan import ACTIVATIONS, WEIGHTED
@@ -24,6 +25,9 @@ MIN_OPSET = 13
 
 _TENSORRT_INPUTS = WEIGHTED | {"Add", "AveragePool", "GlobalAveragePool", "MaxPool"}
 """Operators that want their inputs in 8 bits on TensorRT; all others take what the fusion around them gives."""
+
+_OPENVINO_INPUTS = WEIGHTED | {"Add"}
+"""The same on OpenVINO, which computes what stands between two of them in float within the kernel of the first."""
 
 
 def emit(proto: onnx.ModelProto, spec: QuantSpec, variant: Variant, backend: str) -> onnx.ModelProto:
@@ -87,21 +91,22 @@ class _Emitter:
         self.backend = backend
         self.direct = direct
         self.view = GraphView(proto.graph)
-        self.active = {name for name in spec.nodes if spec.is_float(name, backend) is None}
+        self.active = active_nodes(self.view, spec, backend)
         self.before: dict[str, list[onnx.NodeProto]] = {}
         self.after: dict[str, list[onnx.NodeProto]] = {}
         self.first: list[onnx.NodeProto] = []
         self.added: set[str] = set()
+        self.parameters: set[str] = set()
         self.source: dict[str, str] = {}
         self.gone: list[onnx.NodeProto] = []
 
     def run(self) -> None:
         """Activations that the grid absorbs go, then activations, weights and biases get their Q/DQ."""
-        if self.variant != "symmetric":
+        if self.variant != "symmetric" and self.backend != "openvino":
             self.drop_absorbed()
         if self.backend == "onnxruntime":
             self.guard_float()
-        clamps = [(node, node.input[0]) for node in self.graph.node if node.name in self.direct]
+        direct = [(node, self.operand(node)) for node in self.graph.node if node.name in self.direct]
         for name in self.spec.tensors:
             if self.view.is_constant(name):
                 self.constant(name)
@@ -110,7 +115,7 @@ class _Emitter:
         for node in self.graph.node:
             if self.has_integer_weight(node):
                 self.weight(node)
-        for node, source in clamps:
+        for node, source in direct:
             self.on_integers(node, source)
         nodes = list(self.first)
         for node in self.graph.node:
@@ -153,17 +158,22 @@ class _Emitter:
         """Whether an activation gets Q/DQ."""
         readers = self.view.consumers[tensor]
         producer = self.view.producer.get(tensor)
-        if self.variant != "symmetric":
+        if self.backend == "openvino":
+            kinds = _OPENVINO_INPUTS
+        elif self.variant == "symmetric":
+            kinds = _TENSORRT_INPUTS
+        else:
             return self.is_active(producer) or any(self.is_active(node) for node in readers)
         return any(
-            self.is_active(node) and node.op_type in _TENSORRT_INPUTS and not self.is_main_branch(tensor, node)
-            for node in readers
+            self.is_active(node) and node.op_type in kinds and not self.is_main_branch(tensor, node) for node in readers
         )
 
     def is_main_branch(self, tensor: str, node: onnx.NodeProto) -> bool:
-        """Whether `tensor` is the operand of an Add that TensorRT fuses into the convolution that makes it."""
+        """Whether `tensor` is the operand of an Add that the runtime fuses into the operator that makes it."""
         if node.op_type != "Add":
             return False
+        if is_shift(node, self.view):
+            return True
         for name in node.input:
             producer = self.view.producer.get(name)
             if producer is not None and producer.op_type in WEIGHTED and self.view.only_consumer(name) is not None:
@@ -194,8 +204,8 @@ class _Emitter:
 
         grid = self.grid(tensor)
         kind = np.int8 if self.variant == "symmetric" else np.uint8
-        scale = self.add(f"{tensor}/scale", np.asarray(grid.scale, np.float32))
-        zero = self.add(f"{tensor}/zero_point", np.asarray(grid.zero_point, kind))
+        scale = self.parameter(f"{tensor}/scale", np.asarray(grid.scale, np.float32))
+        zero = self.parameter(f"{tensor}/zero_point", np.asarray(grid.zero_point, kind))
         integers = f"{tensor}/quantized"
         return [
             onnx.helper.make_node("QuantizeLinear", [source, scale, zero], [integers], name=integers),
@@ -238,23 +248,28 @@ class _Emitter:
                     if name == tensor:
                         node.input[i] = result
 
+    def operand(self, node: onnx.NodeProto) -> str:
+        """The first input that is computed."""
+        return next(str(name) for name in node.input if name and not self.view.is_constant(name))
+
     def on_integers(self, node: onnx.NodeProto, source: str) -> None:
         """Let an operator read the integers of `source`; what it gives are those of its output's grid."""
         node.input[0] = f"{source}/quantized"
+        if node.op_type in ("DepthToSpace", "SpaceToDepth"):
+            return
         if node.op_type == "Pad":
             if attribute(node, "mode", b"constant") == b"constant":
                 while len(node.input) < 3:
                     node.input.append("")
                 node.input[2] = f"{source}/zero_point"
             return
-        if node.op_type == "HardSigmoid":
-            # The integers of its input are those of its output.
+        grid = self.grid(node.output[0].removesuffix("/quantized"))
+        bounds = (0.0, 1.0) if node.op_type == "HardSigmoid" else clip_bounds(node, self.view)
+        if bounds is None or (node.op_type == "HardSigmoid" and grid.scale * (254 - grid.zero_point) < bounds[1]):
+            # The integers of its input are those of its output, to one step beyond 1.
             self.after[node.name][0].input[0] = node.input[0]
             self.gone.append(node)
             return
-        bounds = clip_bounds(node, self.view)
-        assert bounds is not None  # a clamp has constant bounds, or it would not be here
-        grid = self.grid(node.output[0].removesuffix("/quantized"))
         limits = [np.clip(np.rint(bound / grid.scale) + grid.zero_point, 0, 255).astype(np.uint8) for bound in bounds]
         names = [
             self.add(f"{node.name}/{end}", np.asarray(limit))
@@ -305,14 +320,19 @@ class _Emitter:
         self.added.add(result)
         inputs = [
             self.add(f"{name}/quantized", integers),
-            self.add(f"{name}/scale", scale),
-            self.add(f"{name}/zero_point", zero),
+            self.parameter(f"{name}/scale", scale),
+            self.parameter(f"{name}/zero_point", zero),
         ]
         extra: dict[str, Any] = {} if axis is None else {"axis": axis}
         self.first.append(
             onnx.helper.make_node("DequantizeLinear", inputs, [result], name=f"{name}/dequantize", **extra)
         )
         return result
+
+    def parameter(self, name: str, value: npt.NDArray[Any]) -> str:
+        """A scale or zero point."""
+        self.parameters.add(name)
+        return self.add(name, value)
 
     def add(self, name: str, value: npt.NDArray[Any]) -> str:
         import onnx
@@ -336,3 +356,21 @@ class _Emitter:
                 del self.graph.initializer[i]
         for i in reversed([i for i, item in enumerate(self.graph.input) if item.name in self.view.initializers]):
             del self.graph.input[i]
+        self.share()
+
+    def share(self) -> None:
+        """Store scales and zero points once that are the same: there are thousands, most of the zero points zeros."""
+        kept: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+        same: dict[str, str] = {}
+        for item in self.graph.initializer:
+            if item.name in self.parameters:
+                first = kept.setdefault((item.data_type, tuple(item.dims), item.raw_data), item.name)
+                if first != item.name:
+                    same[item.name] = first
+        for i in reversed(range(len(self.graph.initializer))):
+            if self.graph.initializer[i].name in same:
+                del self.graph.initializer[i]
+        for node in self.graph.node:
+            for i, name in enumerate(node.input):
+                if name in same:
+                    node.input[i] = same[name]

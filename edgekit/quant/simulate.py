@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.quant.active import active_nodes, is_shift
 from edgekit.quant.build import NO_KERNEL
 from edgekit.quant.plan import WEIGHTED
 from edgekit.quant.spec import Grid, QuantSpec, Variant
@@ -30,6 +31,7 @@ Compute = Callable[["onnx.ModelProto", Sequence[Array]], Sequence[Array]]
 INTEGER_BIAS = frozenset({"onnxruntime", "litert"})
 """Backends whose biases are 32-bit integers at the scale of input times weight."""
 
+_OPENVINO_READERS = WEIGHTED | {"Add"}
 _SYMMETRIC_READERS = WEIGHTED | {"Add", "AveragePool", "GlobalAveragePool", "MaxPool"}
 
 
@@ -91,7 +93,7 @@ class _Simulator:
         self.proto, self.spec, self.variant, self.backend = proto, spec, variant, backend
         self.observed, self.compute = observed, compute
         self.view = GraphView(proto.graph)
-        self.active = {name for name in spec.nodes if spec.is_float(name, backend) is None}
+        self.active = active_nodes(self.view, spec, backend)
         self.raw: dict[str, Array] = {}
         self.rounded: dict[str, Array] = {}
         self.expected: dict[str, Array] = {}
@@ -126,14 +128,15 @@ class _Simulator:
         if name not in self.spec.tensors:
             return False
         readers = [node for node in self.view.consumers[name] if self.is_active(node)]
-        if self.variant != "symmetric":
+        if self.variant != "symmetric" and self.backend != "openvino":
             return bool(readers) or self.is_active(self.view.producer.get(name))
-        return any(node.op_type in _SYMMETRIC_READERS and not self.is_fused(name, node) for node in readers)
+        kinds = _OPENVINO_READERS if self.backend == "openvino" else _SYMMETRIC_READERS
+        return any(node.op_type in kinds and not self.is_fused(name, node) for node in readers)
 
     def is_fused(self, name: str, node: onnx.NodeProto) -> bool:
         """Whether an Add takes `name` from the convolution that it is fused into: the first of its operands such."""
-        if node.op_type != "Add":
-            return False
+        if node.op_type != "Add" or is_shift(node, self.view):
+            return node.op_type == "Add"
         made = {source: self.view.producer.get(source) for source in node.input}
         own = [
             source

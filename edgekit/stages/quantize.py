@@ -100,7 +100,7 @@ class Quantize(BaseModel):
             UsageError: unusable calibration samples, an unknown node in `keep_float`, or a model that is quantized.
         """
         from edgekit.graph.fold import fold
-        from edgekit.graph.norms import norms_to_convolutions
+        from edgekit.graph.integers import for_integers
         from edgekit.quant.choose import from_observed
         from edgekit.quant.correct import correct
         from edgekit.quant.layers import own_biases
@@ -112,7 +112,7 @@ class Quantize(BaseModel):
             raise UsageError("The model is quantized already. Put `quantize` into the recipe once.")
         if said := _already(source):
             return source.after(Step(self.kind, self.model_dump(mode="json"), 0.0, (said,), (said,)))
-        proto = norms_to_convolutions(fold(source.proto))
+        proto = for_integers(fold(source.proto))
         if self.bias_correction != "none":
             proto = own_biases(proto)
         if self.precision != "int8":

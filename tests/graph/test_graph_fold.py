@@ -8,6 +8,7 @@ from onnx import helper
 
 from edgekit.graph.execute import run_onnx
 from edgekit.graph.fold import fold
+from edgekit.graph.integers import for_integers
 from edgekit.graph.normalise import normalise
 from edgekit.graph.norms import norms_to_convolutions
 
@@ -216,3 +217,87 @@ def test_batch_norm_that_no_weight_takes_up_is_a_depthwise_convolution(extents):
 def test_batch_norm_over_features_stays():
     model = fold(make([node("Relu", ["x"], ["a"]), NORM], {"x": ["n", 6]}, {"y": ["n", 6]}, statistics(6)))
     assert norms_to_convolutions(model) is model
+
+
+@pytest.mark.parametrize("pads", [0, 1])
+def test_factors_and_constants_in_front_of_weights(pads):
+    """`hardswish(x) * s + c` as learnable affine blocks write it; what is padded needs the constant where it is."""
+    nodes = [
+        node("HardSwish", ["x"], ["h"]),
+        node("Mul", ["s", "h"], ["m"]),
+        node("Add", ["m", "c"], ["a"]),
+        node("Conv", ["a", "w", "b"], ["y"], pads=[pads] * 4, name="conv"),
+        node("Conv", ["a", "v"], ["z"], pads=[pads] * 4, group=2),
+    ]
+    constants = {"s": np.float32([-0.4]), "c": np.float32([0.7]), "w": weights(6, 4, 3, 3), "b": weights(6)}
+    constants["v"] = weights(4, 2, 3, 3, seed=3)
+    kept = ["HardSwish", "Add"] if pads else ["HardSwish"]
+    check(make(nodes, {"x": ["n", 4, 5, 5]}, {"y": None, "z": None}, constants), [*kept, "Conv", "Conv"], (2, 4, 5, 5))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1, 1), (4, 1, 1)])
+def test_constants_per_channel_in_front_of_weights(shape):
+    constants = {"s": weights(*shape), "c": weights(*shape, seed=2), "w": weights(6, 2, 1, 1)}
+    conv = node("Conv", ["a", "w"], ["y"], group=2)
+    add = [node("Relu", ["x"], ["h"]), node("Sub", ["h", "c"], ["a"]), conv]
+    check(make(add, {"x": ["n", 4, 3, 3]}, {"y": None}, constants), ["Relu", "Conv"], (2, 4, 3, 3))
+    scale = [node("Relu", ["x"], ["h"]), node("Mul", ["h", "s"], ["a"]), conv]
+    check(make(scale, {"x": ["n", 4, 3, 3]}, {"y": None}, constants), ["Relu", "Mul", "Conv"], (2, 4, 3, 3))
+
+
+@pytest.mark.parametrize("turned", [0, 1])
+def test_factors_and_constants_in_front_of_gemm(turned):
+    nodes = [node("Relu", ["x"], ["h"]), node("Div", ["h", "s"], ["m"]), node("Add", ["c", "m"], ["a"])]
+    nodes.append(node("Gemm", ["a", "w", "b"], ["y"], transB=turned))
+    constants = {"s": np.float32(3), "c": weights(4), "w": weights(*((6, 4) if turned else (4, 6))), "b": weights(6)}
+    check(make(nodes, {"x": ["n", 4]}, {"y": None}, constants), ["Relu", "Gemm"], (5, 4))
+
+
+def test_factors_stay_where_something_else_reads_them():
+    nodes = [
+        node("Relu", ["x"], ["h"]),
+        node("Mul", ["h", "s"], ["m"]),
+        node("Conv", ["m", "w"], ["c"]),
+        node("Add", ["c", "m"], ["y"]),
+    ]
+    constants = {"s": np.float32(3), "w": weights(4, 4, 1, 1)}
+    check(make(nodes, {"x": ["n", 4, 3, 3]}, {"y": None}, constants), ["Relu", "Mul", "Conv", "Add"], (2, 4, 3, 3))
+
+
+def test_a_gate_beside_its_input():
+    nodes = [
+        node("Relu", ["x"], ["h"]),
+        node("GlobalAveragePool", ["h"], ["p"]),
+        node("Conv", ["p", "w"], ["q"]),
+        node("HardSigmoid", ["q"], ["g"]),
+        node("Mul", ["h", "g"], ["m"]),
+        node("Add", ["h", "m"], ["y"]),
+    ]
+    model = make(nodes, {"x": ["n", 4, 3, 3]}, {"y": None}, {"w": weights(4, 4, 1, 1)})
+    result = check(model, ["Relu", "GlobalAveragePool", "Conv", "HardSigmoid", "Add", "Mul"], (2, 4, 3, 3))
+    assert result.graph.node[4].input[0] == "g"
+
+
+@pytest.mark.parametrize("tail", [[], ["Relu"], ["Sigmoid"]])
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_transposed_convolution_without_overlap_is_a_convolution(size, tail):
+    nodes = [node("ConvTranspose", ["x", "w", "b"], ["a"], strides=[size, size], kernel_shape=[size, size])]
+    nodes += [node(kind, ["a"], ["y"]) for kind in tail] or [node("Add", ["a", "a"], ["y"])]
+    model = make(nodes, {"x": ["n", 5, 3, 4]}, {"y": None}, {"w": weights(5, 6, size, size), "b": weights(6)})
+    result = for_integers(model)
+    onnx.checker.check_model(result, full_check=True)
+    assert types(result) == ["Conv", *tail, "DepthToSpace", *([] if tail else ["Add"])]
+    x = weights(2, 5, 3, 4, seed=7)
+    assert difference(run_onnx(result, [x]), run_onnx(model, [x])) < 1e-6
+    assert types(model)[0] == "ConvTranspose"
+
+
+@pytest.mark.parametrize(
+    "given", [{"kernel_shape": [3, 3]}, {"pads": [1, 1, 0, 0]}, {"group": 2}, {"output_padding": [1, 1]}]
+)
+def test_other_transposed_convolutions_stay(given):
+    size = given.get("kernel_shape", [2, 2])
+    shape = (4, 6 // given.get("group", 1), *size)
+    nodes = [node("ConvTranspose", ["x", "w"], ["y"], **{"strides": [2, 2], "kernel_shape": size, **given})]
+    model = make(nodes, {"x": ["n", 4, 3, 3]}, {"y": None}, {"w": weights(*shape)})
+    assert for_integers(model) is model

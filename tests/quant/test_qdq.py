@@ -180,12 +180,15 @@ def hard_net():
     return b.model({"x": ["n", 3, 12, 12]}, {"y": ["n", 8, 12, 12]})
 
 
-def test_hard_activations_become_tables_and_products(tmp_path):
-    net, x = hard_net(), samples() * 2
+@pytest.mark.parametrize(("times", "copies", "clamps"), [(2, 0, 2), (30, 2, 0)])
+def test_hard_activations_become_products(tmp_path, times, copies, clamps):
+    """A gate is its input's integers, clamped; where 3 is a few of their steps it needs finer ones, by a table."""
+    net, x = hard_net(), samples() * times
     made = emit(net, quantized(net, x), "affine", "onnxruntime")
     kinds = optimized_kinds(made, tmp_path)
     assert not {"HardSigmoid", "HardSwish", "Div", "Mul"} & set(kinds)
-    assert kinds.count("QLinearLeakyRelu") == 2
+    assert kinds.count("QLinearLeakyRelu") == copies
+    assert kinds.count("Clip") == clamps
     assert kinds.count("QLinearMul") == 3
     assert snr(run(net, x), run(made, x)) > 30
     assert snr(run(net, x), run(emit(net, quantized(net, x), "affine", "openvino"), x, optimize=False)) > 30

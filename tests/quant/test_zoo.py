@@ -19,8 +19,8 @@ from onnx.reference import ReferenceEvaluator
 from quant_graphs import stream
 
 from edgekit.graph.fold import fold
+from edgekit.graph.integers import for_integers
 from edgekit.graph.normalise import normalise
-from edgekit.graph.norms import norms_to_convolutions
 from edgekit.quant.choose import choose
 from edgekit.quant.plan import plan
 from edgekit.quant.qdq import emit, rewritten
@@ -40,7 +40,7 @@ ONE_STEP = 1.001
 @cache
 def quantized(name):
     """The folded graph of a network and its QuantSpec."""
-    net = norms_to_convolutions(fold(normalise(zoo.ZOO[name]())))
+    net = for_integers(fold(normalise(zoo.ZOO[name]())))
     images = zoo.inputs(net, 32, seed=1)
     return net, choose(net, plan(net), stream(images), "minmax").spec
 
