@@ -104,7 +104,7 @@ def _cost(rows: Sequence[Any]) -> list[str]:
 
 def _accuracy(judged: Sequence[Mapping[str, Any]]) -> list[str]:
     if not judged:
-        return ["Accuracy was not judged: without --images the images are noise."]
+        return ["Accuracy was not judged: that takes --images, and the 5M network with 256 images."]
     lines = [
         f"Outputs against float32 on {judged[0]['n']} images that did not calibrate; p is McNemar's against edgekit.",
         "",
