@@ -219,11 +219,19 @@ def did_not_help(before: Step, after: Step) -> str | None:
     if after.name == "prune" and before.macs and after.macs and after.macs >= before.macs:
         return f"prune did not help: {after.macs:,} multiply-accumulates after it, {before.macs:,} before."
     was, now = before.metrics.get("accuracy"), after.metrics.get("accuracy")
-    if after.name == "distill":
+    if after.name == "qat" and after.config.get("grid", "affine") != "affine":
+        return _in_its_grid(after)
+    if after.name in ("distill", "qat"):
         if was is not None and now is not None and now - was < HELPED:
-            return f"distill did not help: accuracy {100 * now:.2f} % after it, {100 * was:.2f} % before."
+            return f"{after.name} did not help: accuracy {100 * now:.2f} % after it, {100 * was:.2f} % before."
         if now is None and None not in (before.snr_db, after.snr_db) and after.snr_db <= before.snr_db:  # type: ignore[operator]
             return (
-                f"distill did not help: output {after.snr_db:.1f} dB from the reference, {before.snr_db:.1f} dB before."
+                f"{after.name} did not help: output {after.snr_db:.1f} dB from the reference, "
+                f"{before.snr_db:.1f} dB before."
             )
     return None
+
+
+def _in_its_grid(step: Step) -> str | None:
+    """The step's own line: it trained for another grid than the one that is assessed here."""
+    return next((f"{step.name} {note}." for note in step.notes if note.startswith("did not help")), None)

@@ -235,8 +235,16 @@ def _stage(document: Document, index: int, entry: dict[str, Any] | str) -> Stage
 
 
 def _check_order(document: Document, stages: Sequence[Stage]) -> None:
-    """The way from a trainable module to one graph is one-way: what trains comes first, and it is gone once."""
+    """The way from a trainable module to one graph is one-way: what trains comes first, and it is gone once.
+
+    A stage that works on what another one makes names it as `after`.
+    """
     for index, stage in enumerate(stages):
+        needed = getattr(stage, "after", None)
+        if needed and needed not in [s.kind for s in stages[:index]]:
+            later = needed in [s.kind for s in stages[index:]]
+            what = "Move it behind." if later else f"Add `- {needed}` in front of it."
+            raise document.error(("stages", index), f"{stage.kind!r} trains what {needed!r} makes. {what}")
         if not stage.trains and stage.kind in [s.kind for s in stages[:index]]:
             raise document.error(("stages", index), f"{stage.kind!r} stands here twice. Once is enough.")
         before = next((s.kind for s in stages[:index] if not s.trains), None)

@@ -281,6 +281,22 @@ def test_a_device_that_lacks_a_feature_of_the_target_is_said(folder):
         (Step("prune", {}, 0, metrics={"accuracy": 0.9}), Step("distill", {}, 0, metrics={"accuracy": 0.92}), None),
         (Step("prune", {}, 0, snr_db=12.0), Step("distill", {}, 0, snr_db=11.0), "distill did not help: output 11.0"),
         (Step("source", {}, 0), Step("distill", {}, 0, snr_db=11.0), None),
+        (
+            Step("quantize", {}, 0, metrics={"accuracy": 0.88}),
+            Step("qat", {"grid": "affine"}, 0, metrics={"accuracy": 0.88}),
+            "qat did not help: accuracy 88.00 % after it, 88.00 % before.",
+        ),
+        # What is assessed is the affine grid: a stage that trained in another one speaks for itself.
+        (
+            Step("quantize", {}, 0, metrics={"accuracy": 0.88}),
+            Step("qat", {"grid": "symmetric"}, 0, metrics={"accuracy": 0.87}),
+            None,
+        ),
+        (
+            Step("quantize", {}, 0, metrics={"accuracy": 0.88}),
+            Step("qat", {"grid": "symmetric"}, 0, ("did not help: no epoch was better",), metrics={"accuracy": 0.9}),
+            "qat did not help: no epoch was better.",
+        ),
     ],
 )
 def test_a_stage_that_did_not_help_is_one_line(before, after, line):

@@ -196,6 +196,22 @@ def test_what_trains_comes_before_quantize(folder):
     assert "recipe.yaml:7: stages[1]: 'distill' trains weights and cannot follow 'quantize'. Move it before." in message
 
 
+def test_what_trains_in_8_bits_comes_after_quantize(folder):
+    qat = RECIPE.replace("targets:", "  - qat: {epochs: 3, grid: reduced_range}\ntargets:")
+    (folder / "recipe.yaml").write_text(qat)
+    assert load_recipe(folder / "recipe.yaml").stages[-1].grid == "reduced_range"
+    message = refused(folder, qat.replace("reduced_range", "reduced"))
+    assert (
+        "recipe.yaml:9: stages[3].qat.grid: must be one of 'affine', 'symmetric' or 'reduced_range', got 'reduced'."
+    ) in message
+    message = refused(folder, RECIPE.replace("  - quantize:", "  - qat\n  - quantize:"))
+    assert "recipe.yaml:8: stages[2]: 'qat' trains what 'quantize' makes. Move it behind." in message
+    lines = qat.splitlines(keepends=True)
+    del lines[7]
+    message = refused(folder, "".join(lines))
+    assert "recipe.yaml:8: stages[2]: 'qat' trains what 'quantize' makes. Add `- quantize` in front of it." in message
+
+
 def test_a_missing_recipe(tmp_path):
     with pytest.raises(UsageError, match=r"absent.yaml: no such file. Give the path of a recipe in YAML."):
         load_recipe(tmp_path / "absent.yaml")

@@ -12,7 +12,7 @@ from edgekit.quant.spec import PerChannel, PerTensor, Variant
 WEIGHT_LIMIT: dict[Variant, int] = {"affine": 127, "symmetric": 127, "reduced_range": 64}
 """Largest magnitude of an integer weight. 7 bits keep u8 x s8 sums within 16 bits on x86 without VNNI."""
 
-_BIAS_LIMIT = 2**30
+BIAS_LIMIT = 2**30
 """Half of what int32 holds, so that the sum of bias and products does not overflow either."""
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
@@ -35,7 +35,7 @@ def channel_scales(
     peak = np.abs(weight.astype(np.float64)).max(axis=others, initial=0.0)
     scales = np.maximum(peak / 127, _SMALLEST * 2**20)
     if bias is not None and input_scale is not None:
-        need = np.abs(bias.astype(np.float64)).reshape(-1) / (input_scale * _BIAS_LIMIT)
+        need = np.abs(bias.astype(np.float64)).reshape(-1) / (input_scale * BIAS_LIMIT)
         scales = np.maximum(scales, need.max(initial=0.0) if axis is None or need.size != scales.size else need)
     # Rounding to float32 must not push the peak over 127: that would clip it by more than half a step.
     single = scales.astype(np.float32)

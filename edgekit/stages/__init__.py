@@ -11,13 +11,17 @@ STAGES: dict[str, str] = {
     "prune": "edgekit.stages.prune:Prune",
     "distill": "edgekit.stages.distill:Distill",
     "quantize": "edgekit.stages.quantize:Quantize",
+    "qat": "edgekit.stages.qat:Qat",
 }
 """Name in a recipe -> class. Third parties add theirs under the entry point group `edgekit.stages`."""
 
 
 @runtime_checkable
 class Stage(Protocol):
-    """A frozen pydantic value with the settings of one recipe entry."""
+    """A frozen pydantic value with the settings of one recipe entry.
+
+    A class that works on what another stage makes says which by `after: ClassVar[str]`, and a recipe is held to it.
+    """
 
     kind: ClassVar[str]
     trains: ClassVar[bool]

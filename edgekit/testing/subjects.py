@@ -138,6 +138,11 @@ def unchanged(model: Model) -> Iterator[bytes]:
     """Every byte of a model that a part must leave alone."""
     if isinstance(model, OnnxModel):
         yield model.proto.SerializeToString(deterministic=True)
+        yield model.quant.model_dump_json().encode() if model.quant else b""
+        for variant, changed in sorted(model.corrections.items()):
+            for name, values in sorted(changed.items()):
+                yield f"{variant} {name}".encode()
+                yield np.ascontiguousarray(values).tobytes()
         return
     for name, tensor in sorted(model.module.state_dict().items()):
         yield name.encode()

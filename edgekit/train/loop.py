@@ -1,8 +1,10 @@
 """Recovery training: the smaller network learns from the labels and from the untouched one.
 
 The loss is `(1 - alpha) * cross-entropy + alpha * T^2 * KL(teacher || student)` on logits softened by the temperature
-`T` (Hinton et al. 2015, arXiv:1503.02531); without labels the second term alone. Every epoch draws its order and its
-augmentation from (seed, epoch), so a run that goes on from a checkpoint gives the same bits as one that never stopped.
+`T` (Hinton et al. 2015, arXiv:1503.02531); without labels the second term alone. Outputs that are no logits are held
+against the teacher's by the energy of the difference, as a share of that of the teacher's. Every epoch draws its order
+and its augmentation from (seed, epoch), so a run that goes on from a checkpoint gives the same bits as one that never
+stopped.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit.context import Progress
+from edgekit.context import Progress, Silent
 from edgekit.errors import UsageError
 from edgekit.prune.shapes import laid_out
 from edgekit.train.augment import Augment, augmented
@@ -29,6 +31,7 @@ from edgekit.train.checkpoint import Checkpoint, digest
 from edgekit.train.samples import Samples
 
 Precision = Literal["auto", "fp32", "bf16"]
+Objective = Literal["classes", "outputs"]
 WARM_UP = 0.1
 """Share of all steps during which the learning rate rises."""
 
@@ -49,11 +52,18 @@ class Settings:
     clip: float
     precision: Literal["fp32", "bf16"]
     seed: int
+    objective: Objective = "classes"
+    """What the network gives: the logits of classes, or outputs of any kind."""
+
+    @property
+    def score(self) -> str:
+        """What judges an epoch beside its loss: a share of hits, or a signal-to-noise ratio in dB."""
+        return "accuracy" if self.objective == "classes" else "snr_db"
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """The best epoch's module; `start` is held-out loss and accuracy before training, `curve` one entry an epoch."""
+    """The best epoch's module; `start` is held-out loss and score before training, `curve` one entry an epoch."""
 
     module: nn.Module
     best_epoch: int
@@ -94,16 +104,25 @@ def recover(
     folder: Path,
     progress: Progress,
     deadline: float | None = None,
+    stage: str = "distill",
+    optimizer: Optimizers | None = None,
 ) -> Recovered:
     """A trained copy of `student`, from the epoch with the lowest loss on `held_out`; the start counts as epoch 0.
 
-    The checkpoint in `folder` is used if it is of this very training, and replaced after every epoch.
+    The checkpoint in `folder` is used if it is of this very training, and replaced after every epoch. `stage` is what
+    messages call the training; `optimizer` makes one for the copy, by default SGD over all of its parameters.
 
     Raises:
         UsageError: the loss is no longer a number.
     """
     with _reproducible(settings.seed):
-        return _Training(student, teacher, train, held_out, settings, folder, progress, deadline).run()
+        made = optimizer or sgd
+        return _Training(student, teacher, train, held_out, settings, folder, progress, deadline, stage, made).run()
+
+
+def judged(student: nn.Module, teacher: nn.Module, held_out: Samples, settings: Settings) -> tuple[float, float]:
+    """Loss and score of a network that is not trained; the score is a share of hits, or dB."""
+    return _Training(student, teacher, held_out, held_out, settings, Path(), Silent(), None, "", sgd).evaluate()
 
 
 @contextmanager
@@ -133,15 +152,15 @@ class _Training:
         folder: Path,
         progress: Progress,
         deadline: float | None,
+        stage: str,
+        optimizer: Optimizers,
     ) -> None:
         self.student = laid_out(copy.deepcopy(student), torch.channels_last).requires_grad_(True)
         self.teacher = laid_out(copy.deepcopy(teacher), torch.channels_last).requires_grad_(False).eval()
         self.train, self.held_out, self.settings = train, held_out, settings
-        self.progress, self.deadline = progress, deadline
+        self.progress, self.deadline, self.stage = progress, deadline, stage
         self.steps = max(len(train) // settings.batch_size, 1)
-        self.optimizer = torch.optim.SGD(
-            _decayed(self.student, settings.weight_decay), settings.learning_rate, momentum=0.9, nesterov=True
-        )
+        self.optimizer = optimizer(self.student, settings)
         self.checkpoint = Checkpoint(folder, digest(settings, student, teacher, train, held_out))
         self.state = _State()
 
@@ -151,7 +170,7 @@ class _Training:
         resumed = self.resume()
         stopped = ""
         total = self.settings.epochs * self.steps
-        with self.progress.task("distill", total=total) as task:
+        with self.progress.task(self.stage, total=total) as task:
             task.advance(self.state.epoch * self.steps, note=self.note())
             while self.state.epoch < self.settings.epochs and not stopped:
                 try:
@@ -176,7 +195,7 @@ class _Training:
 
     def note(self) -> str:
         last = self.state.curve[-1] if self.state.curve else None
-        return f"held-out loss {last['held_out_loss']:.3f}, accuracy {last['accuracy']:.2%}" if last else ""
+        return f"held-out loss {last['held_out_loss']:.3f}, {scored(self.settings, last)}" if last else ""
 
     def epoch(self, advance: Callable[[], None]) -> None:
         """One pass over the training samples, its evaluation and its checkpoint."""
@@ -193,7 +212,7 @@ class _Training:
             rows = order[step * settings.batch_size : (step + 1) * settings.batch_size]
             losses += self.step(rows, rate, draw)
             advance()
-        held_out, accuracy = self.evaluate()
+        held_out, score = self.evaluate()
         state.epoch += 1
         if held_out < state.best_loss:
             state.best_loss, state.best_epoch, state.best = held_out, state.epoch, _snapshot(self.student)
@@ -202,7 +221,7 @@ class _Training:
                 "epoch": float(state.epoch),
                 "train_loss": losses / self.steps,
                 "held_out_loss": held_out,
-                "accuracy": accuracy,
+                settings.score: score,
                 "seconds": time.monotonic() - started,
                 "learning_rate": rate,
             }
@@ -230,13 +249,13 @@ class _Training:
         inputs, labels = self.train.batch(rows)
         inputs = augmented(inputs, self.settings.augment, draw)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("faster", 1.0)
         loss = self.loss(inputs, labels)[0]
         value = float(loss.detach())
         if not math.isfinite(value):
             raise UsageError(
                 f"Recovery training diverged: the loss is {value} in epoch {self.state.epoch + 1} at learning rate "
-                f"{rate:.3g}. Set distill.learning_rate lower than {self.settings.learning_rate:g}."
+                f"{rate:.3g}. Set {self.stage}.learning_rate lower than {self.settings.learning_rate:g}."
             )
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -249,6 +268,8 @@ class _Training:
         settings = self.settings
         if inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
+        if settings.objective == "outputs":
+            return self.distance(inputs)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
             logits = _logits(self.student(inputs))
             with torch.no_grad():
@@ -263,10 +284,28 @@ class _Training:
         hard = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
         return (1 - settings.alpha) * hard + settings.alpha * kl, logits, wanted
 
+    def distance(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The energy of the outputs' noise against the teacher's as a share of the signal's; noise and signal too."""
+        noise, signal = inputs.new_zeros(()), inputs.new_zeros(())
+        with torch.no_grad():
+            wanted = self.teacher(inputs)
+        for seen, output in zip(_several(self.student(inputs)), _several(wanted), strict=True):
+            noise = noise + (seen.float() - output.float()).square().sum()
+            signal = signal + output.float().square().sum()
+        return noise / signal.clamp(min=1e-30), noise, signal
+
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
-        """Loss and accuracy on the held-out samples (agreement with the teacher where there are no labels)."""
+        """Loss and score on the held-out samples.
+
+        The score is accuracy, agreement with the teacher where there are no labels, or a signal-to-noise ratio in dB
+        where the outputs are no classes.
+        """
         self.student.eval()
+        if self.settings.objective == "outputs":
+            energies = [self.distance(inputs)[1:] for inputs, _ in self.held_out.batches(256)]
+            share = sum(float(n) for n, _ in energies) / max(sum(float(s) for _, s in energies), 1e-30)
+            return share, -10 * math.log10(max(share, 1e-20))
         loss, hits = 0.0, 0
         for inputs, labels in self.held_out.batches(256):
             mean, logits, wanted = self.loss(inputs, labels)
@@ -274,6 +313,25 @@ class _Training:
             loss += float(mean) * len(inputs)
             hits += int((logits.argmax(-1) == truth).sum())
         return loss / len(self.held_out), hits / len(self.held_out)
+
+
+Optimizers = Callable[[nn.Module, Settings], torch.optim.Optimizer]
+
+
+def sgd(module: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """Momentum over all parameters."""
+    groups = _decayed(module, settings.weight_decay)
+    return torch.optim.SGD(groups, settings.learning_rate, momentum=0.9, nesterov=True)
+
+
+def scored(settings: Settings, entry: Mapping[str, float]) -> str:
+    """The score of an entry of the curve, in words."""
+    value = entry[settings.score]
+    return f"accuracy {value:.2%}" if settings.objective == "classes" else f"{value:.1f} dB"
+
+
+def _several(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else outputs
 
 
 def _decayed(module: nn.Module, decay: float) -> list[dict[str, object]]:

@@ -1,9 +1,13 @@
 """Our stages keep the contract that edgekit.testing ships."""
 
+import pytest
+
 from edgekit.stages.distill import Distill
 from edgekit.stages.prune import Prune
+from edgekit.stages.qat import Qat
 from edgekit.stages.quantize import Quantize
 from edgekit.testing import StageContract
+from edgekit.testing.subjects import quantized, small_network
 
 
 class TestQuantize(StageContract):
@@ -16,3 +20,15 @@ class TestPrune(StageContract):
 
 class TestDistill(StageContract):
     stage = Distill(epochs=1)
+
+
+class TestQat(StageContract):
+    stage = Qat(epochs=1)
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path):
+        self.folder = tmp_path / "quantized"
+        self.folder.mkdir()
+
+    def model(self):
+        return quantized(small_network(), self.folder)
