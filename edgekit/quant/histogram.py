@@ -12,6 +12,9 @@ BINS = 4096
 LEVELS = 255
 """Steps of an 8-bit grid."""
 
+NARROWEST = 1e-36
+"""No bin is narrower, so that one over its width is still a float32."""
+
 PERCENTILE = 99.99
 
 FAR = 8.0
@@ -61,7 +64,7 @@ class Histogram:
             if span <= 0.0:
                 self.start = self.low
                 return
-            before, self.start, self.width = self.start, self.low, span / BINS
+            before, self.start, self.width = self.start, self.low, max(span / BINS, NARROWEST)
             if seen:  # so far every value was the same
                 self.counts[0] = 0.0
                 self.counts[min(BINS - 1, max(0, int((before - self.start) / self.width)))] = seen

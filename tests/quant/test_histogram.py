@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgekit.quant.histogram import BINS, CALIBRATORS, Histogram, choose, entropy, mse, percentile, squared_error
@@ -32,6 +32,7 @@ def laplace(count=100_000, seed=0, scale=1.0):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=60), st.integers(1, 5))
+@example([0.0, 8.724344109039879e-41], 1)
 def test_nothing_is_lost_however_the_range_grows(values, parts):
     histogram = counted(*(part for part in np.array_split(np.float32(values), parts) if part.size))
     assert histogram.total == pytest.approx(len(values))
