@@ -36,7 +36,7 @@ def emitted(job: Job, backend: str) -> onnx.ModelProto:
 
     refuse(backend, job.precision)
     if job.role != "quantized":
-        graph = fold(job.model.proto)
+        graph = job.model.proto if is_large(job.model.proto) else fold(job.model.proto)
     elif job.model.quant is None:
         raise BuildError(
             f"{backend} cannot build {job.model.name!r} as quantized: no stage has quantized it. "

@@ -31,8 +31,10 @@ def convert(ov: ModuleType, proto: onnx.ModelProto, work: Path) -> Any:
     """
     import onnx
 
+    from edgekit.graph.tools import transposed_apart
+
     path = work / "model.onnx"
-    onnx.save_model(proto, path)
+    onnx.save_model(transposed_apart(proto), path)
     try:
         return ov.convert_model(path)
     except _failures(ov) as error:

@@ -15,7 +15,7 @@ import onnx
 from edgekit.errors import UsageError
 from edgekit.extras import require
 from edgekit.graph.large import fingerprint, is_large, loadable
-from edgekit.graph.tools import Array, tensor_specs
+from edgekit.graph.tools import Array, tensor_specs, transposed_apart
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,12 +103,14 @@ def _runner(proto: onnx.ModelProto, threads: int) -> Runner:
     """A loaded model, kept for the next call with the same bytes."""
     key = (hashlib.sha256(fingerprint(proto)).hexdigest(), threads)
     if key not in _sessions:
-        large = is_large(proto)
-        while len(_sessions) >= (1 if large else KEPT_SESSIONS):  # a large one stays alone
-            _sessions.popitem(last=False)
         has_runtime = importlib.util.find_spec("onnxruntime") is not None
-        with loadable(proto) as content:
-            _sessions[key] = _onnxruntime(content, threads) if has_runtime else _openvino(content, threads)
+        with loadable(proto if has_runtime else transposed_apart(proto)) as content:
+            runner = _onnxruntime(content, threads) if has_runtime else _openvino(content, threads)
+        if is_large(proto):  # its memory is wanted elsewhere
+            return runner
+        _sessions[key] = runner
+        while len(_sessions) > KEPT_SESSIONS:
+            _sessions.popitem(last=False)
     _sessions.move_to_end(key)
     return _sessions[key]
 

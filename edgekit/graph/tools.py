@@ -162,6 +162,35 @@ def with_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) -> on
     return copy
 
 
+def transposed_apart(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model for OpenVINO: a copy where needed, in which no weight is read both as it is and transposed.
+
+    Its kernel for processors (2026.4) packs such a weight once and computes nonsense with it the second time.
+    """
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    plain: set[str] = set()
+    turned: list[int] = []
+    for index, node in enumerate(proto.graph.node):
+        if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in constants:
+            continue
+        if attributes(node).get("transB", 0):
+            turned.append(index)
+        else:
+            plain.add(node.input[1])
+    turned = [index for index in turned if proto.graph.node[index].input[1] in plain]
+    if not turned:
+        return proto
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    taken = tensor_names(copy.graph)
+    for index in turned:
+        node = copy.graph.node[index]
+        value = numpy_helper.to_array(constants[node.input[1]])
+        node.input[1] = unique_name(f"{node.input[1]}_transposed", taken)
+        set_initializer(copy.graph, node.input[1], value)
+    return copy
+
+
 def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
     """Change `graph`: its nodes become `nodes`, in that order."""
     kept = list(nodes)

@@ -48,13 +48,14 @@ def open_session(proto: onnx.ModelProto, *, runtime: str | None = None) -> Sessi
 def _compiled(proto: onnx.ModelProto, *, streams: int = 1) -> Any:
     ov = require("openvino", extra="openvino", why="running a model during calibration")
     from edgekit.graph.large import loadable
+    from edgekit.graph.tools import transposed_apart
 
     core = ov.Core()
     # fp32 means fp32: on processors with bfloat16 units the default is bfloat16.
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if streams > 1:
         settings |= {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": os.cpu_count() or 1}
-    with loadable(proto) as content:
+    with loadable(transposed_apart(proto)) as content:
         return core.compile_model(core.read_model(content), "CPU", settings)
 
 
