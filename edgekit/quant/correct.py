@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from edgekit.context import Progress, Silent
 from edgekit.quant import bias as biases
-from edgekit.quant.layers import layers
+from edgekit.quant.layers import Layer, layers
 from edgekit.quant.observe import Batches, Observed
 from edgekit.quant.rounding import compensated
 from edgekit.quant.spec import QuantSpec, Variant
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Corrections = dict[Variant, dict[str, npt.NDArray[np.float32]]]
 BiasCorrection = Literal["none", "fast", "full"]
-Rounding = Literal["auto", "nearest", "compensated"]
+Rounding = Literal["auto", "nearest", "compensated", "learned"]
 
 FEW = 32
 """So many samples tell the means of outputs well enough: more moved the result by less than another 32 did."""
@@ -59,11 +59,26 @@ def correct(
         for variant in dict.fromkeys(variants):
             key = WEIGHT_LIMIT[variant]
             if key not in done or bias == "full":
-                weights = compensated(chosen, spec, variant, observed.moments) if careful else {}
+                weights = _weights(chosen, spec, variant, observed, rounding, progress) if careful else {}
                 done[key] = {**weights, **_biases(proto, spec, variant, few, bias, observed.means, weights)}
             if done[key]:
                 found[variant] = done[key]
     return found
+
+
+def _weights(
+    chosen: Sequence[Layer],
+    spec: QuantSpec,
+    variant: Variant,
+    observed: Observed,
+    rounding: Rounding,
+    progress: Progress | None,
+) -> dict[str, npt.NDArray[np.float32]]:
+    if rounding == "learned":
+        from edgekit.quant.learned import learned
+
+        return learned(chosen, spec, variant, observed.moments, progress=progress)
+    return compensated(chosen, spec, variant, observed.moments)
 
 
 def _biases(

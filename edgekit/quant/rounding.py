@@ -7,7 +7,7 @@ is Babai's nearest plane for the lattice that the moments of the input span, whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,26 +32,38 @@ BLOCK = 64
 def compensated(chosen: Sequence[Layer], spec: QuantSpec, variant: Variant, moments: Moments) -> dict[str, Floats]:
     """Weights on the grid of `variant`, by initializer, of every layer that has moments.
 
-    A layer keeps nearest rounding where the other would not lessen its output's error on the same moments. So does a
-    weight that several operators share.
+    An output keeps nearest rounding where the other would not lessen its error on the same moments. So does a weight
+    that several operators share.
     """
+    return by_layer(chosen, spec, variant, moments, compensate)
+
+
+def compensate(weight: Floats, moment: Floats, limit: int) -> Floats:
+    """Whichever errs less at each output: nearest rounding or the nearest plane."""
+    return better(weight, np.clip(np.rint(weight), -limit, limit), nearest_plane(weight, moment, limit), moment)
+
+
+def by_layer(
+    chosen: Sequence[Layer],
+    spec: QuantSpec,
+    variant: Variant,
+    moments: Moments,
+    rounded: Callable[[Floats, Floats, int], Floats],
+) -> dict[str, Floats]:
+    """Weights that `rounded` gives others than the nearest integers: it takes weights in steps, moments, a limit."""
     found: dict[str, Floats] = {}
     names = [layer.weight for layer in chosen]
     for layer in chosen:
         scales = spec.weights.get(layer.weight)
         if scales is None or layer.node.name not in moments or names.count(layer.weight) > 1:
             continue
-        nearest = quantize_weight(layer.value, scales, variant)
-        steps = step_matrix(layer, scales, variant)
-        matrix: Floats = (layer.matrix(layer.value) / steps).astype(np.float32)
+        matrix: Floats = (layer.matrix(layer.value) / step_matrix(layer, scales, variant)).astype(np.float32)
         parts, start = [], 0
         for moment, width in zip(moments[layer.node.name], widths(layer), strict=True):
-            part = matrix[:, :, start : start + width]
-            near = layer.matrix(nearest)[:, :, start : start + width].astype(np.float32)
-            parts.append(_better(part, near, nearest_plane(part, moment, WEIGHT_LIMIT[variant]), moment))
+            parts.append(rounded(matrix[:, :, start : start + width], moment, WEIGHT_LIMIT[variant]))
             start += width
         integers = layer.unmatrix(np.concatenate(parts, axis=2)).astype(np.int8)
-        if not np.array_equal(integers, nearest):
+        if not np.array_equal(integers, quantize_weight(layer.value, scales, variant)):
             found[layer.weight] = dequantize_weight(integers, scales, variant)
     return found
 
@@ -70,7 +82,7 @@ def output_error(change: Floats, moment: Floats) -> Array:
     return error
 
 
-def _better(exact: Floats, one: Floats, other: Floats, moment: Floats) -> Floats:
+def better(exact: Floats, one: Floats, other: Floats, moment: Floats) -> Floats:
     """Output by output, whichever of two roundings errs less."""
     errs = output_error(one - exact, moment) <= output_error(other - exact, moment)
     return np.where(errs[:, :, None], one, other)

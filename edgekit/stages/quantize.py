@@ -90,7 +90,7 @@ class Quantize(BaseModel):
     """Scale channels against each other where the network stays the same in float; `auto`: where it gains 4 dB."""
     bias_correction: Literal["none", "fast", "full"] = "fast"
     """Biases that make up for rounding: from the means of inputs, or measured on the quantized graph."""
-    rounding: Literal["auto", "nearest", "compensated"] = "auto"
+    rounding: Literal["auto", "nearest", "compensated", "learned"] = "auto"
     """How weights are rounded: each to its nearest step, or so that errors cancel at the output, which `auto` does."""
 
     def apply(self, model: Model, ctx: RunContext) -> Model:
