@@ -55,7 +55,8 @@ FURTHEST = 1e4
 class Place:
     """An activation whose channels can be scaled: `makers` take the inverse up, `readers` the scale.
 
-    `repeat` is how many columns of a reader belong to one channel, where a Flatten lies between.
+    `repeat` is how many columns of a reader belong to one channel, where a Flatten lies between. `vectors` are
+    constants, one number a channel, that take the inverse up in place of makers.
     """
 
     tensor: str
@@ -64,6 +65,7 @@ class Place:
     makers: tuple[Layer, ...]
     readers: tuple[Layer, ...]
     repeat: int = 1
+    vectors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,14 @@ def equalize(
     always: bool = False,
     seen: Mapping[str, Channels] | None = None,
     progress: Progress | None = None,
+    where: Sequence[Place] | None = None,
 ) -> Equalized:
     """A graph that computes the same in float. `batches` hold `total` samples; `always` takes every gain.
 
-    `seen` of an earlier pass, with every activation in `places`, saves one.
+    `seen` of an earlier pass, with every activation in `places`, saves one. `where` are other places than those of
+    `places`.
     """
-    found = places(proto)
+    found = places(proto) if where is None else where
     if not found:
         return Equalized(proto)
     if seen is None or any(place.tensor not in seen for place in found):
@@ -145,7 +149,7 @@ def places(proto: onnx.ModelProto) -> list[Place]:
         if not readers or len(readers) != len(view.consumers[tensor]) or tensor in view.outputs:
             continue
         channels = maker.outputs
-        if maker.node.op_type == "MatMul" or not all(_owned(layer, view) for layer in (maker, *readers)):
+        if maker.node.op_type == "MatMul" or not all(owned(layer, view) for layer in (maker, *readers)):
             continue
         widths = {layer.inputs for layer in readers}
         if any(layer.node.op_type == "MatMul" and layer.rank != maker.rank for layer in readers):
@@ -172,7 +176,7 @@ def _followed(tensor: str, view: GraphView) -> tuple[str, bool]:
         tensor = reader.output[0]
 
 
-def _owned(layer: Layer, view: GraphView) -> bool:
+def owned(layer: Layer, view: GraphView) -> bool:
     """Whether nothing else reads a layer's weight or bias, and both are float32 constants."""
     if layer.value.dtype != np.float32 or len(view.consumers[layer.weight]) != 1:
         return False
@@ -247,8 +251,12 @@ def absorb(place: Place, scale: Array, weights: dict[str, Array], view: GraphVie
         weights[layer.weight] = _scaled(layer, weights.get(layer.weight, layer.value), rows=1 / scale)
         if layer.bias:
             bias = weights.get(layer.bias, view.constant(layer.bias))
-            assert bias is not None  # `_owned` looked
+            assert bias is not None  # `owned` looked
             weights[layer.bias] = (bias.reshape(-1) / scale).reshape(bias.shape)
+    for name in place.vectors:
+        vector = weights.get(name, view.constant(name))
+        assert vector is not None  # it is constant, or it would not be here
+        weights[name] = vector / scale
     for layer in place.readers:
         columns = np.repeat(scale, place.repeat)
         weights[layer.weight] = _scaled(layer, weights.get(layer.weight, layer.value), columns=columns)

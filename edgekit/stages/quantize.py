@@ -88,6 +88,8 @@ class Quantize(BaseModel):
     """Names of operators of the folded graph that stay float; `*`, `?` and `[...]` as in file names."""
     equalize: bool | Literal["auto"] = "auto"
     """Scale channels against each other where the network stays the same in float; `auto`: where it gains 4 dB."""
+    smooth: bool | Literal["auto"] = "auto"
+    """The same for transformers, through normalisations into the matrix products behind them."""
     bias_correction: Literal["none", "fast", "full"] = "fast"
     """Biases that make up for rounding: from the means of inputs, or measured on the quantized graph."""
     rounding: Literal["auto", "nearest", "compensated", "learned"] = "auto"
@@ -191,7 +193,7 @@ class Quantize(BaseModel):
 
         if not planned.nodes:
             return Observed({})
-        corrected = self.bias_correction != "none" or self.rounding != "nearest" or self.equalize
+        corrected = self.bias_correction != "none" or self.rounding != "nearest" or self.equalize or self.smooth
         chosen = layers(proto, planned.nodes) if corrected else []
         names = calibrated(planned)
 
@@ -212,15 +214,20 @@ class Quantize(BaseModel):
         self, proto: onnx.ModelProto, observed: Observed, batches: Batches, total: int, progress: Progress
     ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
         """The graph with like ranges in the channels of its activations where that helps, and a note on it."""
-        from edgekit.quant.equalize import equalize
+        from edgekit.quant.equalize import equalize, places
+        from edgekit.quant.smooth import norm_places
 
-        if not self.equalize:
-            return proto, ()
-        done = equalize(proto, batches, total, always=self.equalize is True, seen=observed.channels, progress=progress)
-        if not done.gains_db:
-            return proto, ()
-        gain = sum(done.gains_db.values()) / len(done.gains_db)
-        return done.proto, (f"channels of {len(done.gains_db)} activations equalized, {gain:.1f} dB each expected",)
+        notes = []
+        for how, find, what in ((self.equalize, places, "equalized"), (self.smooth, norm_places, "smoothed")):
+            where = find(proto) if how else []
+            done = equalize(
+                proto, batches, total, always=how is True, seen=observed.channels, progress=progress, where=where
+            )
+            proto = done.proto
+            if count := len(done.gains_db):
+                gain = sum(done.gains_db.values()) / count
+                notes.append(f"channels of {count} activations {what}, {gain:.1f} dB each expected")
+        return proto, tuple(notes)
 
     def _samples(self, model: OnnxModel, ctx: RunContext) -> Calibrating:
         """The calibration samples, and where they come from."""
