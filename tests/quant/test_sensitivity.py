@@ -50,7 +50,9 @@ def test_another_runtime_finds_the_same():
         for runtime in ("onnxruntime", "openvino")
     )
     for layer in found:
-        assert one.snr_db(layer.name) == pytest.approx(other.snr_db(layer.name), abs=1.0), layer
+        # Beyond 100 dB it is the runtimes' own float rounding that is compared.
+        pair = [min(side.snr_db(layer.name), 100.0) for side in (one, other)]
+        assert pair[0] == pytest.approx(pair[1], abs=1.0), layer
 
 
 def test_layers_take_clamps_and_moves_with_them():
