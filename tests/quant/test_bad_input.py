@@ -138,17 +138,17 @@ def test_one_weight_for_several_operators(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "order", ["a = MatMul(x, w) b = Gemm<transB = 1>(a, w)", "a = Gemm<transB = 1>(x, w) b = MatMul(a, w)"]
+    "order", ["a = MatMul(x, w) y = Gemm<transB = 1>(a, w)", "a = Gemm<transB = 1>(x, w) y = MatMul(a, w)"]
 )
 def test_one_weight_as_it_is_and_transposed(tmp_path, order):
     # OpenVINO 2026.4 computes nonsense of the float model as it stands.
-    net = parse(f"(float[n, 8] x) => (float[n, 8] y) {{ {order} y = Relu(b) }}", w=noise(8, 8))
+    net = parse(f"(float[n, 8] x) => (float[n, 8] y) {{ {order} }}", w=noise(8, 8))
     data = dataset(samples(256, shape=(8,)))
     through(net, data, tmp_path)
     x, w = samples(16, seed=3, shape=(8,)), noise(8, 8)
     (seen,) = open_session(normalise(net), runtime="openvino")([x])
     wanted = x @ w @ w.T if order.startswith("a = MatMul") else x @ w.T @ w
-    np.testing.assert_allclose(seen, np.maximum(wanted, 0), atol=1e-5)
+    np.testing.assert_allclose(seen, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("identities", [0, 2])
