@@ -47,6 +47,9 @@ MACS = 2e10
 
 FEW = 32
 
+LARGEST = 2**24
+"""Weights with more values are left alone: weighing their columns against each other would take minutes."""
+
 FURTHEST = 1e4
 """A channel is scaled by at most this or its inverse, against the others."""
 
@@ -147,6 +150,8 @@ def places(proto: onnx.ModelProto) -> list[Place]:
         tensor, flat = _followed(maker.node.output[0], view)
         readers = by_input.get(tensor, [])
         if not readers or len(readers) != len(view.consumers[tensor]) or tensor in view.outputs:
+            continue
+        if max(layer.value.size for layer in (maker, *readers)) > LARGEST:
             continue
         channels = maker.outputs
         if maker.node.op_type == "MatMul" or not all(owned(layer, view) for layer in (maker, *readers)):
