@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,9 @@ GIVEN_BACK = 8
 
 DOUBT_DB = 5.0
 """Where labels show no loss, a few samples may be this much nearer to noise than unlabelled outputs may be."""
+
+SPARE_DB = 1.0
+"""Where layers are kept in float for a bound in dB, so much more is aimed at: other samples may show less."""
 
 LEAST_COST = 0.01
 """Keeping a layer counts as at least this share of all layers' time: nothing is free."""
@@ -286,15 +289,21 @@ class _Search:
         measure = self.timer or (lambda spec, ones, batch: timing.costs(self.network.proto, spec, ones, batch))
         costs = measure(self.network.spec, found, batches[0])
         before = self.seen((), self.many, "many")
-        kept = () if before.meets(self.bound) else self.smallest(in_order(found, sensitivity, costs), costs)
+        kept: tuple[Layer, ...] | None = ()
+        if not before.meets(self.bound):
+            order = in_order(found, sensitivity, costs)
+            spare = replace(self.bound, min_snr=self.bound.min_snr + SPARE_DB)
+            kept = self.smallest(order, costs, spare)
+            if kept is None and before.drop is None:
+                kept = self.smallest(order, costs, self.bound)
         return self._told(found, sensitivity, costs, before, kept)
 
-    def smallest(self, order: Sequence[Layer], costs: Mapping[str, Cost]) -> tuple[Layer, ...] | None:
+    def smallest(self, order: Sequence[Layer], costs: Mapping[str, Cost], bound: Bound) -> tuple[Layer, ...] | None:
         """The first so many layers with which the bound is met, less those that it is met without; None: none do."""
         with self.progress.task("layers to keep in float") as task:
 
             def enough(ones: Sequence[Layer]) -> bool:
-                met = self.seen(ones, self.many, "many").meets(self.bound)
+                met = self.seen(ones, self.many, "many").meets(bound)
                 task.advance(1, f"{len(ones)} of {len(order)}")
                 return met
 
