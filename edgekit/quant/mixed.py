@@ -1,13 +1,15 @@
 """Accuracy-aware mode: the smallest set of layers kept in float with which the quantized network meets its bound.
 
 One cheap look decides whether anything is to be done. Where the bound is missed, each layer's error alone is scanned
-and its cost in time measured; layers go to float by error removed for time spent until the bound is met, and those that
-turn out to be needless go back. This is a greedy cover by ratio (Chvatal 1979), every step checked on the network.
+and its cost in time measured; layers go to float by error removed for time and bytes spent until the bound is met, and
+those that turn out to be needless go back. This is a greedy cover by ratio (Chvatal 1979), every step checked on the
+network.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -40,7 +42,7 @@ GIVEN_BACK = 8
 DOUBT_DB = 5.0
 """Where labels show no loss, a few samples may be this much nearer to noise than unlabelled outputs may be."""
 
-SPARE_DB = 1.0
+SPARE_DB = 0.5
 """Where layers are kept in float for a bound in dB, so much more is aimed at: other samples may show less."""
 
 LEAST_COST = 0.01
@@ -291,7 +293,8 @@ class _Search:
         before = self.seen((), self.many, "many")
         kept: tuple[Layer, ...] | None = ()
         if not before.meets(self.bound):
-            order = in_order(found, sensitivity, costs)
+            sizes = weight_sizes(self.network.proto, self.network.spec, found)
+            order = in_order(found, sensitivity, costs, sizes)
             spare = replace(self.bound, min_snr=self.bound.min_snr + SPARE_DB)
             kept = self.smallest(order, costs, spare)
             if kept is None and before.drop is None:
@@ -374,11 +377,25 @@ def _short_of_all(order: Sequence[Layer]) -> int:
     return max((place for place, layer in enumerate(order) if layer.op in WEIGHTED), default=0)
 
 
-def in_order(found: Sequence[Layer], sensitivity: Scan, costs: Mapping[str, Cost]) -> list[Layer]:
-    """Layers by error removed for time spent, the best bargain first."""
-    floor = LEAST_COST * sum(costs[layer.name].kept for layer in found) or 1.0
+def in_order(
+    found: Sequence[Layer], sensitivity: Scan, costs: Mapping[str, Cost], sizes: Mapping[str, int] | None = None
+) -> list[Layer]:
+    """Layers by error removed for what float takes of all layers' time and (`sizes`) of all weights, bargains first."""
+    sizes = sizes or {}
+    seconds = sum(costs[layer.name].kept for layer in found) or 1.0
+    elements = sum(sizes.values()) or 1
 
     def bargain(layer: Layer) -> float:
-        return sensitivity.noise[layer.name] / max(costs[layer.name].kept, floor)
+        share = costs[layer.name].kept / seconds + sizes.get(layer.name, 0) / elements
+        return sensitivity.noise[layer.name] / max(share, LEAST_COST)
 
     return sorted(found, key=bargain, reverse=True)
+
+
+def weight_sizes(proto: onnx.ModelProto, spec: QuantSpec, found: Sequence[Layer]) -> dict[str, int]:
+    """How many 8-bit weights each layer has, by its name: in float they are four times as large."""
+    elements = {
+        tensor.name: math.prod(tensor.dims) for tensor in proto.graph.initializer if tensor.name in spec.weights
+    }
+    of_node = {node.name: sum(elements.get(name, 0) for name in set(node.input)) for node in proto.graph.node}
+    return {layer.name: sum(of_node[name] for name in layer.nodes) for layer in found}
