@@ -130,13 +130,15 @@ class _Simulator:
         readers = [node for node in self.view.consumers[name] if self.is_active(node)]
         if self.variant != "symmetric" and self.backend != "openvino":
             return bool(readers) or self.is_active(self.view.producer.get(name))
-        kinds = _OPENVINO_READERS if self.backend == "openvino" else _SYMMETRIC_READERS
-        return any(node.op_type in kinds and not self.is_fused(name, node) for node in readers)
+        readers = [node for node in readers if not is_shift(node, self.view)]
+        if self.backend == "openvino":
+            return any(node.op_type in _OPENVINO_READERS for node in readers)
+        return any(node.op_type in _SYMMETRIC_READERS and not self.is_fused(name, node) for node in readers)
 
     def is_fused(self, name: str, node: onnx.NodeProto) -> bool:
         """Whether an Add takes `name` from the convolution that it is fused into: the first of its operands such."""
-        if node.op_type != "Add" or is_shift(node, self.view):
-            return node.op_type == "Add"
+        if node.op_type != "Add":
+            return False
         made = {source: self.view.producer.get(source) for source in node.input}
         own = [
             source
