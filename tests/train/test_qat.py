@@ -30,7 +30,7 @@ from edgekit.testing.subjects import unchanged  # noqa: E402
 from edgekit.workspace import load_stage, save_stage  # noqa: E402
 
 INPUTS = (TensorSpec("image", "float32", ("batch", 1, 12, 12)),)
-FAST = Qat(epochs=4, batch_size=16, learning_rate=1e-3, augment="none")
+FAST = Qat(epochs=6, batch_size=16, learning_rate=1e-3, augment="none")
 
 
 def context(work: Path, data=None, deadline=None, targets=()):
@@ -94,15 +94,14 @@ def same(one, two) -> bool:
 def test_it_brings_the_outputs_back(rough, tmp_path, labels):
     before = list(unchanged(rough))
     done = FAST.apply(rough, context(tmp_path, stripes(labels=labels)))
-    # How many threads torch has moves the end of so short a training by some per cent.
-    assert distance(done) < 0.65 * distance(rough)
+    assert distance(done) < 0.5 * distance(rough)
     assert list(unchanged(rough)) == before
     # The float network stays what `quantize` got: it is what the quantized one is judged against.
     assert done.proto.SerializeToString(deterministic=True) == before[0]
     assert set(done.corrections) == {"affine", "symmetric", "reduced_range"}
     step = done.history[-1]
     assert (step.name, step.config["grid"]) == ("qat", "affine")
-    assert [entry["epoch"] for entry in step.curve] == [1.0, 2.0, 3.0, 4.0]
+    assert [entry["epoch"] for entry in step.curve] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     assert ("learned from the teacher alone" in " ".join(step.notes)) is not labels
     steps = [
         done.quant.grid(name, "affine").scale / rough.quant.grid(name, "affine").scale for name in done.quant.tensors
@@ -133,8 +132,7 @@ def test_it_trains_in_the_grid_that_the_recipe_names(rough, tmp_path, grid):
 def test_outputs_that_are_no_classes_are_held_against_the_teachers(rough, tmp_path):
     data = replace(stripes(labels=False), task="none")
     done = FAST.apply(rough, context(tmp_path, data))
-    # How many threads torch has moves the end of so short a training by some per cent.
-    assert distance(done) < 0.65 * distance(rough)
+    assert distance(done) < 0.5 * distance(rough)
     assert "learned from the teacher's outputs alone" in " ".join(done.history[-1].notes)
     assert {"snr_db", "held_out_loss"} <= set(done.history[-1].curve[0])
 
@@ -183,7 +181,7 @@ def test_training_that_does_not_help_leaves_everything_as_it_was(rough, tmp_path
 
 def test_it_stops_at_the_deadline(rough, tmp_path):
     done = FAST.apply(rough, context(tmp_path, deadline=0.0))
-    assert "stopped at the deadline in epoch 1 of 4" in done.history[-1].notes
+    assert "stopped at the deadline in epoch 1 of 6" in done.history[-1].notes
     assert done.quant == rough.quant
 
 
