@@ -28,7 +28,7 @@ RUNNER_FILES: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime.py",),
     "openvino": ("openvino.py",),
     "litert": ("litert.py", "tflite_check.py"),
-    "tensorrt": ("tensorrt.py", "cudart.py"),
+    "tensorrt": ("tensorrt.py", "tensorrt_build.py", "cudart.py"),
 }
 """What of `agent/runners` travels in a bundle of each backend."""
 

@@ -1,4 +1,4 @@
-"""The bundle's command line: `python3 X.edge selftest | bench | run | info | state`.
+"""The bundle's command line: `python3 X.edge selftest | bench | cold | memory | layers | run | info | state`.
 
 Exit codes: 0 done · 1 the selftest found a difference · 2 usage · 5 out of memory or a full disk · 6 the runtime is
 missing · 8 the bundle is damaged · 70 a bug · 130 interrupted.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from . import output
-from .failures import DEVICE, INTERNAL, INTERRUPTED, MISMATCH, MISSING_RUNTIME, NO_FILE, USAGE, Failure, missing
+from .failures import DEVICE, INTERNAL, INTERRUPTED, MISMATCH, MISSING_RUNTIME, NO_FILE, USAGE, Failure, missing, usage
 
 MOST_THREADS = 1024
 """More would take a runtime minutes to start, or never."""
@@ -54,6 +55,7 @@ def _command(path: str, argv: Sequence[str]) -> int:
         options = _parser().parse_args(argv)
     except SystemExit as stop:  # argparse's own: 2 for an error, 0 after --help
         return int(stop.code or 0)
+    _keep_to(getattr(options, "affinity", None))
     try:
         import numpy  # noqa: F401
     except ImportError as error:
@@ -63,25 +65,57 @@ def _command(path: str, argv: Sequence[str]) -> int:
     return _dispatch(options, Archive(path))
 
 
+def _keep_to(processors: Any) -> None:
+    """Bind this process to some processors, before numpy and the runtime start threads of theirs, which inherit it."""
+    if not processors:
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise usage("--affinity: this system binds no process to processors")
+    try:
+        os.sched_setaffinity(0, processors)
+    except OSError as error:
+        there = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        raise usage(
+            f"--affinity: cannot run on {','.join(map(str, processors))} ({error}). There are {there}"
+        ) from error
+    kept = os.sched_getaffinity(0)
+    if kept != set(processors):
+        raise usage(f"--affinity: asked for {','.join(map(str, processors))}, got {','.join(map(str, sorted(kept)))}")
+
+
 def _dispatch(options: argparse.Namespace, archive: Any) -> int:
+    if options.command == "selftest":
+        return _selftest(options, archive)
+    if options.command == "bench":
+        _bench(options, archive)
+    else:
+        output.emit(*_result(options, archive))
+    return 0
+
+
+def _result(options: argparse.Namespace, archive: Any) -> tuple[Any, ...]:
+    """What to print: a result, and a line for a person where that is wanted."""
     if options.command == "info":
-        output.emit({"sha256": archive.sha256, "manifest": archive.manifest})
-    elif options.command == "state":
+        return ({"sha256": archive.sha256, "manifest": archive.manifest},)
+    if options.command == "state":
         from . import state
 
-        output.emit({"machine": state.machine(), "state": state.read()})
-    elif options.command == "selftest":
-        return _selftest(options, archive)
-    elif options.command == "run":
-        from . import infer
+        return ({"machine": state.machine(), "state": state.read()},)
+    if options.command == "layers":
+        from . import layers
 
-        done = infer.run(
-            archive, options.inputs, options.outputs, options.threads, options.batch, progress=options.progress
+        result = layers.layers(archive, options)
+        return result, None if options.json else layers.table(result)
+    if options.command in ("cold", "memory"):
+        from . import fresh
+
+        once = options.command == "cold" and options.once
+        return (
+            (fresh.memory if options.command == "memory" else fresh.once if once else fresh.cold)(archive, options),
         )
-        output.emit(done)
-    else:
-        _bench(options, archive)
-    return 0
+    from . import infer
+
+    return (infer.run(archive, options.inputs, options.outputs, options.threads, options.batch, options.progress),)
 
 
 def _selftest(options: argparse.Namespace, archive: Any) -> int:
@@ -93,16 +127,13 @@ def _selftest(options: argparse.Namespace, archive: Any) -> int:
 
 
 def _bench(options: argparse.Namespace, archive: Any) -> None:
-    from . import bench, stats
+    from . import bench
 
     if options.blocks:
-        bench.serve(archive, options.inputs, options.threads)
+        bench.serve(archive, options)
         return
-    result = bench.bench(
-        archive, options.inputs, options.threads, options.percentile, options.min_seconds, options.max_seconds
-    )
-    told = " ".join(f"p{p} {stats.percentile(result['samples_s'], p) * 1e3:.3f} ms" for p in (50, 90))
-    output.emit(result, None if options.json else f"{told} ({len(result['samples_s'])} inferences)")
+    result = bench.bench(archive, options)
+    output.emit(result, None if options.json else bench.line(result))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,18 +145,33 @@ def _parser() -> argparse.ArgumentParser:
     selftest.add_argument("--json", action="store_true")
     bench = commands.add_parser("bench", help="measure the latency of single inferences")
     bench.add_argument("--json", action="store_true", help="raw samples in seconds and the device's state")
-    bench.add_argument("--inputs", default="", help=".npy or .npz; the golden inputs otherwise")
     bench.add_argument("--percentile", type=float, default=90.0, help="measure until this one is known")
     bench.add_argument("--min-seconds", type=_seconds, default=1.0)
     bench.add_argument("--max-seconds", type=_seconds, default=60.0)
+    bench.add_argument("--warm-up", type=_positive, default=5, help="least inferences before the first that counts")
+    bench.add_argument("--warm-up-seconds", type=_seconds, default=0.3, help="least time for them")
     bench.add_argument("--blocks", action="store_true", help="one block of inferences for every line on stdin")
+    cold = commands.add_parser("cold", help="seconds of import, load and first inference, in fresh processes")
+    cold.add_argument("--repeat", type=_positive, default=5, help="fresh processes")
+    cold.add_argument("--max-seconds", type=_seconds, default=60.0, help="start none any more after that")
+    cold.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
+    memory = commands.add_parser("memory", help="peak memory before and after loading, and after inferences")
+    memory.add_argument("--inferences", type=_positive, default=20)
+    memory.add_argument("--max-seconds", type=_seconds, default=10.0)
+    layers = commands.add_parser("layers", help="the time of each layer, where the runtime tells it")
+    layers.add_argument("--json", action="store_true")
+    layers.add_argument("--repeat", type=_positive, default=50, help="inferences")
+    layers.add_argument("--max-seconds", type=_seconds, default=10.0)
+    for command in (bench, cold, memory, layers):
+        command.add_argument("--inputs", default="", help=".npy or .npz; the golden inputs otherwise")
     run = commands.add_parser("run", help="all samples of a file through the model")
     run.add_argument("--inputs", required=True, help="raw or preprocessed samples: .npy, or .npz for several inputs")
     run.add_argument("--outputs", required=True, help=".npy, or .npz for several outputs")
     run.add_argument("--batch", type=_positive, default=1, help="samples in one call, where the model allows it")
     run.add_argument("--progress", action="store_true", help="lines of JSON on stderr")
-    for command in (selftest, bench, run):
+    for command in (selftest, bench, cold, memory, layers, run):
         command.add_argument("--threads", type=_threads, default=1)
+        command.add_argument("--affinity", type=_processors, help="processors to run on, such as 0,1")
     return parser
 
 
@@ -141,6 +187,13 @@ def _threads(text: str) -> int:
     if value > MOST_THREADS:
         raise argparse.ArgumentTypeError(f"must be at most {MOST_THREADS}, got {value}")
     return value
+
+
+def _processors(text: str) -> list[int]:
+    found = sorted({int(part) for part in text.split(",")})
+    if found[0] < 0:
+        raise argparse.ArgumentTypeError(f"must be numbers of processors, got {text}")
+    return found
 
 
 def _positive(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -18,22 +19,36 @@ from .failures import USAGE, Failure, missing, usage
 from .preprocess import check, preprocess
 
 
-def make_runner(folder: Path, manifest: dict[str, Any], threads: int, batch: int) -> Any:
-    """The runner of the bundle's backend, with the model loaded. `batch` is the most samples that one call gets.
+def runner_module(folder: Path, manifest: dict[str, Any]) -> Any:
+    """The module that runs the bundle's backend, with its runtime imported.
 
     A backend from elsewhere brings its runner among the model's files: `manifest.runner.module` names it.
     """
     own = manifest["runner"].get("module")
     if own is None:
         module = importlib.import_module("." + manifest["backend"], __package__ + ".runners")
-        return module.Runner(folder, manifest, threads, batch)
+        module.runtime(manifest)
+        return module
     spec = importlib.util.spec_from_file_location("edgekit_runner", folder / own)
     if spec is None or spec.loader is None:
         raise usage(f"the bundle's runner {own!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _needed(manifest):
         spec.loader.exec_module(module)
-        return module.Runner(folder, manifest, threads, batch)
+    return module
+
+
+def make_runner(folder: Path, manifest: dict[str, Any], threads: int, batch: int, kind: str = "Runner") -> Any:
+    """The runner with the model loaded, the class `kind` of its module; one call gets at most `batch` samples."""
+    module = runner_module(folder, manifest)
+    with _needed(manifest):
+        return getattr(module, kind)(folder, manifest, threads, batch)
+
+
+@contextlib.contextmanager
+def _needed(manifest: dict[str, Any]) -> Iterator[None]:
+    try:
+        yield
     except ImportError as error:
         raise missing(error.name or manifest["backend"], "running this bundle", error) from error
 

@@ -184,7 +184,8 @@ def test_a_full_disk_is_5_and_leaves_nothing(bundle: Bundle, tmp_path: Path) -> 
 @pytest.mark.parametrize("percent", [50, 90])
 def test_bench_takes_the_samples_that_its_percentile_needs(bundle: Bundle, percent: int) -> None:
     info = done(bundle, "bench", "--json", "--percentile", percent, "--min-seconds", 0)
-    assert info["needed_samples"] == least_samples(percent) == len(info["samples_s"]) and info["enough"]
+    assert info["needed_samples"] == least_samples(percent) <= len(info["samples_s"]) and info["enough"]
+    assert info["highest_percentile"] >= percent
     assert all(sample > 0 for sample in info["samples_s"])
     assert info["load_s"] > 0 and info["first_inference_s"] > 0 and info["peak_rss_bytes"] > 1e7
     assert info["distinct_inputs"] == 8 and len(info["warm_up_s"]) >= 5
@@ -194,12 +195,16 @@ def test_bench_takes_the_samples_that_its_percentile_needs(bundle: Bundle, perce
 
 def test_bench_lasts_its_least_time(bundle: Bundle) -> None:
     info = done(bundle, "bench", "--json", "--min-seconds", 0.4)
-    assert sum(info["samples_s"]) <= 0.4 * 1.5 and len(info["samples_s"]) > 64
+    assert sum(info["samples_s"]) <= 0.4 * 4 * 1.5 and len(info["samples_s"]) > 64
 
 
 def test_bench_says_when_time_ran_out_first(bundle: Bundle) -> None:
     info = done(bundle, "bench", "--json", "--percentile", 99.9, "--max-seconds", 0)
-    assert not info["enough"] and len(info["samples_s"]) == 1
+    assert not info["enough"] and len(info["samples_s"]) == len(info["warm_up_s"]) == 1
+    assert info["highest_percentile"] is info["steady"] is None
+    ended = agent(bundle, "bench", "--percentile", 99.9, "--max-seconds", 0)
+    told = "(1 inferences) time ran out: p99.9 needs 6636 inferences, they allow no percentile"
+    assert ended.stdout.strip() == told
 
 
 def test_blocks_are_measured_when_asked_for(bundle: Bundle) -> None:

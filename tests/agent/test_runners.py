@@ -105,7 +105,7 @@ def test_tensorrt_without_a_gpu_fails_as_a_device(tmp_path: Path) -> None:
 def test_tensorrt_builds_the_emitted_graph(tmp_path: Path) -> None:
     """The agent's own builder, with the package that can build for a GPU that is not here."""
     trt = pytest.importorskip("tensorrt_rtx")
-    from edgekit.agent.runners.tensorrt import build
+    from edgekit.agent.runners.tensorrt_build import build
 
     graph = small.model(tmp_path / "model.onnx").read_bytes()
     shapes = tensorrt_manifest("tensorrt_rtx")["runner"]["shapes"]
@@ -152,3 +152,35 @@ def test_a_runner_from_elsewhere_whose_runtime_is_missing_is_6(tmp_path: Path) -
     bundle = own_bundle(tmp_path, "no_such_runtime")
     done = subprocess.run([sys.executable, str(bundle.path), "selftest"], capture_output=True, text=True)
     assert done.returncode == 6 and "pip install no_such_runtime" in done.stderr
+
+
+def test_openvino_tells_the_times_of_its_layers(tmp_path: Path) -> None:
+    bundle, _ = openvino_bundle(tmp_path, {"INFERENCE_PRECISION_HINT": "f32"})
+    command = [sys.executable, str(bundle.path), "layers", "--json", "--repeat=5"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    info = json.loads(done.stdout)
+    assert info["inferences"] == 5 and any("Conv" in layer["type"] for layer in info["layers"])
+    assert sum(layer["share"] for layer in info["layers"]) == pytest.approx(1)
+
+
+def test_litert_says_why_it_tells_no_times_of_layers(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    manifest = small.manifest(backend="litert", entry="m.tflite")
+    (tmp_path / "m.tflite").write_bytes(b"never loaded")
+    golden = [small.samples(1)], [np.zeros((1, 3), np.float32)]
+    bundle = write_bundle(tmp_path / "l.edge", manifest, {"m.tflite": tmp_path / "m.tflite"}, *golden)
+    done = subprocess.run([sys.executable, str(bundle.path), "layers", "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["layers"] is None and "no profiler" in json.loads(done.stdout)["reason"]
+
+
+def test_tensorrts_profiler_keeps_what_it_is_told() -> None:
+    """With TensorRT's own base class: whether an engine calls it can only be seen with a GPU."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    from edgekit.agent.runners.tensorrt import profiler
+
+    kept = profiler(trt)
+    for name, ms in (("conv", 1.5), ("gemm", 0.5), ("conv", 2.5)):
+        kept.report_layer_time(name, ms)
+    assert kept.seconds == {"conv": [1.5e-3, 2.5e-3], "gemm": [0.5e-3]} and isinstance(kept, trt.IProfiler)

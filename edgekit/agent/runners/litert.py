@@ -13,6 +13,29 @@ from ..failures import USAGE, Failure, missing
 
 PIP = "pip install ai-edge-litert (or, for Python 3.11 and earlier: pip install tflite-runtime 'numpy<2')"
 
+NO_PROFILE = "the Python interface of LiteRT and tflite-runtime has no profiler: their C++ benchmark_model has one"
+
+
+def runtime(manifest: dict[str, Any]) -> tuple[str, Any]:
+    """The package that is installed, newest kind first, and its interpreter module."""
+    seen = []
+    try:
+        from ai_edge_litert import interpreter
+
+        return "ai-edge-litert", interpreter
+    except ImportError as error:
+        seen.append(str(error))
+    try:
+        from tflite_runtime import interpreter
+
+        if int(np.__version__.partition(".")[0]) < 2:
+            return "tflite-runtime", interpreter
+        # It imports, and fails later with an error that tells nothing.
+        seen.append(f"tflite-runtime is built for numpy 1, this is numpy {np.__version__}")
+    except ImportError as error:
+        seen.append(str(error))
+    raise missing("ai-edge-litert or tflite-runtime", "running this bundle", ImportError("; ".join(seen)), PIP)
+
 
 class Runner:
     """One interpreter. The model takes one sample; a larger batch goes through it sample by sample.
@@ -21,7 +44,7 @@ class Runner:
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], threads: int, batch: int) -> None:
-        package, module = _runtime()
+        package, module = runtime(manifest)
         path = folder / manifest["entry"]
         version = metadata.version(package)
         if package == "tflite-runtime":
@@ -59,24 +82,3 @@ class Runner:
             self.interpreter.set_tensor(place, array)
         self.interpreter.invoke()
         return [self.interpreter.get_tensor(place) for place in self.outputs]
-
-
-def _runtime() -> tuple[str, Any]:
-    """The package that is installed, newest kind first, and its interpreter module."""
-    seen = []
-    try:
-        from ai_edge_litert import interpreter
-
-        return "ai-edge-litert", interpreter
-    except ImportError as error:
-        seen.append(str(error))
-    try:
-        from tflite_runtime import interpreter
-
-        if int(np.__version__.partition(".")[0]) < 2:
-            return "tflite-runtime", interpreter
-        # It imports, and fails later with an error that tells nothing.
-        seen.append(f"tflite-runtime is built for numpy 1, this is numpy {np.__version__}")
-    except ImportError as error:
-        seen.append(str(error))
-    raise missing("ai-edge-litert or tflite-runtime", "running this bundle", ImportError("; ".join(seen)), PIP)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,24 +10,37 @@ from typing import Any
 import numpy as np
 
 from ..failures import USAGE, Failure, missing
-from ..unpack import cache_folder
 from .cudart import Cuda
+from .tensorrt_build import engine
 
 PIP = "on a Jetson: sudo apt install python3-libnvinfer; elsewhere: pip install {}"
+
+
+def _package(manifest: dict[str, Any]) -> str:
+    return str(manifest["runner"].get("package", "tensorrt"))
+
+
+def runtime(manifest: dict[str, Any]) -> Any:
+    """The package, imported."""
+    package = _package(manifest)
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise missing(package, "running this bundle", error, PIP.format(package)) from error
 
 
 class Runner:
     """One engine and one context; at most the largest batch of the engine in a call, more go in parts."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any], threads: int, batch: int) -> None:
-        package = manifest["runner"].get("package", "tensorrt")
-        try:
-            self.trt = importlib.import_module(package)
-        except ImportError as error:
-            raise missing(package, "running this bundle", error, PIP.format(package)) from error
+        self.trt, package = runtime(manifest), _package(manifest)
         self.cuda, self.log = Cuda(), self.trt.Logger(self.trt.Logger.ERROR)
         path = folder / manifest["entry"]
-        content = path.read_bytes() if path.suffix == ".engine" else self._built(path, manifest)
+        content = (
+            path.read_bytes()
+            if path.suffix == ".engine"
+            else engine(self.trt, self.log, self.cuda.device(), path, manifest)
+        )
         self.engine = self.trt.Runtime(self.log).deserialize_cuda_engine(content)
         if self.engine is None:
             raise Failure(USAGE, f"{package} {self.trt.__version__} cannot load the engine on {self.cuda.device()}")
@@ -73,36 +83,28 @@ class Runner:
             self.context.set_tensor_address(name, address)
         return address
 
-    def _built(self, path: Path, manifest: dict[str, Any]) -> bytes:
-        key = hashlib.sha256(path.read_bytes() + f"{self.trt.__version__} {self.cuda.device()}".encode()).hexdigest()
-        kept = cache_folder() / "engines" / f"{key}.engine"
-        if kept.is_file():
-            return kept.read_bytes()
-        content = bytes(build(self.trt, self.log, path.read_bytes(), manifest["runner"]["shapes"]))
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=kept.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, kept)
-        return content
+
+class Profiled(Runner):
+    """An engine whose layers are timed: TensorRT runs them one after the other for that."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], threads: int, batch: int) -> None:
+        super().__init__(folder, manifest, threads, batch)
+        self.context.profiler = self.profiler = profiler(self.trt)
+
+    def layers(self) -> list[tuple[str, str, list[float]]]:
+        """Name and seconds in every inference; the engine does not tell a layer's kind."""
+        return [(name, "", seconds) for name, seconds in self.profiler.seconds.items()]
 
 
-def build(trt: Any, log: Any, graph: bytes, shapes: dict[str, Any]) -> Any:
-    """A strongly typed engine for the GPU that is here, without TF32: each operator in the type that the graph says."""
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse(graph):
-        errors = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
-        raise Failure(USAGE, f"TensorRT {trt.__version__} cannot parse the model: {errors}")
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)
-    if any(-1 in tuple(network.get_input(i).shape) for i in range(network.num_inputs)):
-        profile = builder.create_optimization_profile()
-        for name, (least, usual, largest) in shapes.items():
-            profile.set_shape(name, least, usual, largest)
-        config.add_optimization_profile(profile)
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:
-        raise Failure(USAGE, f"TensorRT {trt.__version__} could not build an engine: its messages stand above")
-    return engine
+def profiler(trt: Any) -> Any:
+    """What TensorRT tells the times of layers to, in `seconds` by name. Its base class is only known with TensorRT."""
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.seconds: dict[str, list[float]] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.seconds.setdefault(layer_name, []).append(ms * 1e-3)
+
+    return Profiler()
