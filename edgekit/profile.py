@@ -137,6 +137,7 @@ class Profiler:
                 "first_inference_s": info.get("first_inference_s"),
                 "peak_rss_bytes": info.get("peak_rss_bytes"),
                 "energy_reason": "this run does not measure energy",
+                "notes": (*result.notes, *_doubts(info)),
             }
         )
 
@@ -160,6 +161,17 @@ class Profiler:
                 write_samples(np.asarray(ratio.rounds), path)
                 found.append(_paired(vs, f"p{percent}", ratio, self.space.relative(path)))
         return result.model_copy(update={"paired": (*result.paired, *found)})
+
+
+def _doubts(info: Any) -> list[str]:
+    """What keeps a latency from being taken at its word, in plain lines."""
+    if info.get("steady") is not False:
+        return []
+    seen = info["steadiness"]
+    return [
+        f"its latency was not steady while it was measured: medians of four blocks differ by {seen['spread']:.1%} "
+        f"(bound {seen['bounds']['spread']:.0%}), trend {seen['trend']:+.1%} (bound {seen['bounds']['trend']:.0%})"
+    ]
 
 
 def _paired(vs: Role, statistic: str, seen: Comparison, samples_file: str | None = None) -> Paired:

@@ -25,7 +25,8 @@ class Run:
 class Bench:
     """Raw latencies of single inferences in seconds, in order, never trimmed, with the agent's JSON around them.
 
-    `info` holds `load_s`, `first_inference_s`, `peak_rss_bytes`, `state` (before, after), `versions`, `threads`.
+    `info` holds `load_s`, `first_inference_s`, `peak_rss_bytes` (of fresh processes where the device has them),
+    `state` (before, after), `versions`, `threads`. `benching.gather` makes one from the agent's commands.
     """
 
     samples_s: tuple[float, ...]

@@ -18,6 +18,7 @@ from typing import IO, Any, ClassVar
 from edgekit.agent import state
 from edgekit.bundle import Bundle
 from edgekit.devices import Bench, Pairs, Run
+from edgekit.devices.benching import gather
 from edgekit.errors import (
     DeviceError,
     EdgekitError,
@@ -84,11 +85,20 @@ class Local:
         inputs: Path | None = None,
         percentile: float = 90.0,
         min_seconds: float = 1.0,
+        max_seconds: float = 60.0,
+        affinity: Sequence[int] | None = None,
     ) -> Bench:
-        """Latency of single inferences, load time and peak memory."""
-        options = ["bench", "--json", f"--percentile={percentile}", f"--min-seconds={min_seconds}"]
-        info = self._finish(self._start(bundle, [*options, *_common(threads, inputs)]))
-        return Bench(tuple(info.pop("samples_s")), info)
+        """Latency of single inferences, cold starts and peak memory, each in processes of its own."""
+        common = _common(threads, inputs, affinity)
+
+        def ask(options: list[str]) -> dict[str, Any]:
+            return self._finish(self._start(bundle, options))
+
+        return gather(ask, common, percentile=percentile, min_seconds=min_seconds, max_seconds=max_seconds)
+
+    def layers(self, bundle: Bundle, *, threads: int = 1, inputs: Path | None = None) -> Mapping[str, Any]:
+        """Time layer by layer, where the runtime tells it: the agent's JSON, `layers` among it (None: see `reason`)."""
+        return self._finish(self._start(bundle, ["layers", "--json", *_common(threads, inputs)]))
 
     def pairs(self, a: Bundle, b: Bundle, *, rounds: int, threads: int = 1, inputs: Path | None = None) -> Pairs:
         """ABBA rounds: both processes are loaded and warm, one works while the other sleeps on its stdin."""
@@ -232,8 +242,9 @@ class _Server:
         return self.process.failure()
 
 
-def _common(threads: int, inputs: Path | None) -> list[str]:
-    return [f"--threads={threads}", *([f"--inputs={inputs}"] if inputs else [])]
+def _common(threads: int, inputs: Path | None, affinity: Sequence[int] | None = None) -> list[str]:
+    kept = [f"--affinity={','.join(map(str, affinity))}"] if affinity else []
+    return [f"--threads={threads}", *([f"--inputs={inputs}"] if inputs else []), *kept]
 
 
 def _kill(process: _Process) -> None:

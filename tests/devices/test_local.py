@@ -170,3 +170,20 @@ def test_an_interrupt_ends_the_agents_too(bundle: Bundle) -> None:
 
 def test_results_are_json(bundle: Bundle) -> None:
     assert json.dumps(dict(Local().bench(bundle, min_seconds=0).info))
+
+
+def test_bench_takes_load_and_memory_from_fresh_processes(bundle: Bundle) -> None:
+    there = sorted(os.sched_getaffinity(0))[-1:]
+    info = Local().bench(bundle, min_seconds=0, affinity=there).info
+    cold, memory = info["cold"], info["memory"]
+    assert info["affinity"] == cold["affinity"] == memory["affinity"] == there
+    assert 1 <= cold["repeats"] <= cold["wanted"] == 5
+    loads = [a + b for a, b in zip(cold["import_s"]["samples"], cold["load_s"]["samples"], strict=True)]
+    assert info["load_s"] == float(np.median(loads))
+    assert info["first_inference_s"] == cold["first_inference_s"]["median"]
+    assert info["peak_rss_bytes"] == memory["peak_rss_bytes"] >= memory["after_load_bytes"] > 1e7
+
+
+def test_layers_are_brought_back(bundle: Bundle) -> None:
+    seen = Local().layers(bundle)
+    assert {"Conv", "Gemm"} <= {layer["type"] for layer in seen["layers"]} and seen["reason"] == ""
