@@ -31,6 +31,7 @@ from quantizers.tools import (
     BASE,
     COUNTS,
     EDGEKIT,
+    EDGEKIT_FAST,
     EDGEKIT_LITERT,
     ENVIRONMENTS,
     HERE,
@@ -299,7 +300,7 @@ def _comparisons(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
         images = BASE if BASE in counts else max(counts)
         for runtime in ("onnxruntime", "openvino", "litert"):
             found = [r for r in rows if (r.net, r.images) == (net, images) and runtime in r.files and not r.error]
-            found = [r for r in found if not r.own or r.tool in (EDGEKIT, EDGEKIT_LITERT)]
+            found = [r for r in found if not r.own or r.tool in (EDGEKIT, EDGEKIT_FAST, EDGEKIT_LITERT)]
             if len(found) > 1 or (found and runtime != "litert"):
                 yield net, runtime, found
 

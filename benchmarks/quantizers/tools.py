@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Tool:
     environment: str = OWN
     where: tuple[tuple[str, int], ...] = ()
     quick: bool = False
-    calibration: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
     backends: tuple[str, ...] = ()
 
     @property
@@ -60,7 +60,7 @@ class Tool:
         return "".join(c if c.isalnum() else "-" for c in self.name.lower())
 
 
-def _edgekit(name: str, calibration: str, backends: Sequence[str], **more: Any) -> Tool:
+def _edgekit(name: str, backends: Sequence[str], settings: Mapping[str, str] | None = None, **more: Any) -> Tool:
     files = {
         "onnxruntime": "models/*-onnxruntime-quantized-int8/model.onnx",
         "openvino": "models/*-openvino-quantized-int8/model.[ox]*",
@@ -70,7 +70,7 @@ def _edgekit(name: str, calibration: str, backends: Sequence[str], **more: Any) 
     # With LiteRT the other files are the same again.
     wanted = ("litert",) if "litert" in backends else backends
     found = {backend: files[backend] for backend in wanted if backend in files}
-    return Tool(name, command, found, calibration=calibration, backends=tuple(backends), **more)
+    return Tool(name, command, found, settings=settings or {}, backends=tuple(backends), **more)
 
 
 def _script(name: str, environment: str, script: str, *args: str, files: Mapping[str, str], **more: Any) -> Tool:
@@ -89,15 +89,16 @@ def _nncf_openvino(bias: str, preset: str, **more: Any) -> Tool:
 
 
 THREE = ("onnxruntime", "openvino", "tensorrt")
-EDGEKIT, EDGEKIT_LITERT = "edgekit", "edgekit with LiteRT"
+EDGEKIT, EDGEKIT_FAST, EDGEKIT_LITERT = "edgekit", "edgekit, fast", "edgekit with LiteRT"
 LITERT_FLOAT = "litert-torch, float"
 _IN_OUT = ("{model}", "{data}", "{out}/int8.onnx")
 
 TOOLS = (
-    _edgekit(EDGEKIT, "auto", THREE, quick=True),
-    _edgekit(EDGEKIT_LITERT, "auto", (*THREE, "litert"), where=SLOW_OK[1:]),
+    _edgekit(EDGEKIT, THREE, quick=True),
+    _edgekit(EDGEKIT_FAST, THREE, {"effort": "fast"}, quick=True),
+    _edgekit(EDGEKIT_LITERT, (*THREE, "litert"), where=SLOW_OK[1:]),
     *(
-        _edgekit(f"edgekit, {calibration}", calibration, THREE, where=(*SLOW_OK[1:], ("5M", 1024)))
+        _edgekit(f"edgekit, {calibration}", THREE, {"calibration": calibration}, where=(*SLOW_OK[1:], ("5M", 1024)))
         for calibration in ("minmax", "percentile", "entropy", "mse")
     ),
     _quantize_static("min-max", "MinMax", 0, quick=True),
@@ -130,7 +131,7 @@ def recipe(tool: Tool, model: Path, data: Path, images: int) -> str:
         "version": 1,
         "model": {"source": str(model), "name": "litert" if litert else "net"},
         "data": {"source": str(data), "task": "none", "preprocess": prepared},
-        "stages": [{"quantize": {"calibration": tool.calibration, "samples": images}}],
+        "stages": [{"quantize": {**tool.settings, "samples": images}}],
         "targets": targets,
     }
     return json.dumps(content, indent=1)  # JSON is YAML

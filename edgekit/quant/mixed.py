@@ -42,7 +42,7 @@ GIVEN_BACK = 8
 DOUBT_DB = 5.0
 """Where labels show no loss, a few samples may be this much nearer to noise than unlabelled outputs may be."""
 
-SPARE_DB = 0.5
+SPARE_DB = 1.0
 """Where layers are kept in float for a bound in dB, so much more is aimed at: other samples may show less."""
 
 LEAST_COST = 0.01

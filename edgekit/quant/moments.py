@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
-PATCHES = 768
-"""At least so many patches of an operator's input are looked at, and twice as many as it has inputs times taps."""
+PATCHES = (256, 768)
+"""So many patches of an operator's input are looked at, the more the wider it is: see `Moments.enough`."""
 
 EACH = 16
 """So many patches at most come from one sample."""
@@ -57,7 +58,13 @@ class Moments:
     @property
     def full(self) -> bool:
         """Whether more patches would tell little more."""
-        return self.count >= max(PATCHES, int(1.5 * max(self.widths)))
+        return self.count >= self.enough
+
+    @cached_property
+    def enough(self) -> int:
+        """Twelve patches for each of the inputs times taps, within `PATCHES`, and half as many again at least."""
+        widest = max(self.widths)
+        return max(int(np.clip(12 * widest, *PATCHES)), int(1.5 * widest))
 
     def add(self, piece: Array, samples: int, *, padded: bool) -> None:
         """Take the patches in a piece of the layer's input that `samples` samples gave."""
@@ -72,7 +79,7 @@ class Moments:
     def _settle(self) -> None:
         if not self.waiting:
             return
-        rows = np.concatenate(self.waiting, axis=1)
+        rows = self.waiting[0] if len(self.waiting) == 1 else np.concatenate(self.waiting, axis=1)
         self.waiting.clear()
         edges = np.cumsum([0, *self.widths])
         for i, (start, end) in enumerate(itertools.pairwise(edges)):
@@ -89,6 +96,14 @@ class Moments:
         return [part / np.float32(self.count) for part in self.sums]
 
 
+def single_threaded() -> AbstractContextManager[Any]:
+    """Linear algebra on the thread that asks for it, for as long as the context lasts."""
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
+    return limits
+
+
 def widths(layer: Layer) -> list[int]:
     """How wide the blocks of a layer's moments are: its columns of `Layer.matrix`, whole channels together."""
     columns = layer.matrix(layer.value).shape[2]
@@ -98,7 +113,7 @@ def widths(layer: Layer) -> list[int]:
 
 
 def patches(layer: Layer, x: Array, wanted: int, *, padded: bool = True) -> Floats:
-    """About `wanted` of the patches that `layer` multiplies, `[groups, patches, inputs * taps]`, evenly spread.
+    """About `wanted` of the patches that `layer` multiplies, `[groups, patches, inputs * taps]`, on a regular grid.
 
     Without `padded` the operator's own padding is left out: `x` is a piece from the middle of its input.
     """
@@ -120,13 +135,14 @@ def patches(layer: Layer, x: Array, wanted: int, *, padded: bool = True) -> Floa
     windows = np.lib.stride_tricks.sliding_window_view(x, extents, axis=tuple(range(2, 2 + rank)))
     steps: Any = tuple(slice(None, None, step) for step in (1, 1, *strides, *dilations))
     picked: Array = windows[steps]
-    places = (picked.shape[0], *picked.shape[2 : 2 + rank])
-    count = int(np.prod(places))
-    chosen = np.unravel_index(np.arange(0, count, max(1, count // wanted)), places)
-    index: Any = (chosen[0], slice(None), *chosen[1:])
-    taken = picked[index]  # [patches, channels, *kernel]
-    grouped = taken.reshape(len(taken), layer.groups, -1).transpose(1, 0, 2)
-    return np.ascontiguousarray(grouped, np.float32)
+    side = max(1, round((wanted / len(x)) ** (1 / rank)))
+    thin = tuple(slice(None, None, -(-size // side)) for size in picked.shape[2 : 2 + rank])
+    picked = picked[(slice(None), slice(None), *thin)]
+    # A regular grid is a view, and the patches are one copy: picking them one by one takes three times as long.
+    grouped = picked.reshape(len(x), layer.groups, -1, *picked.shape[2:])
+    ordered = grouped.transpose(1, 0, *range(3, 3 + rank), 2, *range(3 + rank, 3 + 2 * rank))
+    count = len(x) * int(np.prod(picked.shape[2 : 2 + rank]))
+    return np.ascontiguousarray(ordered, np.float32).reshape(layer.groups, count, -1)
 
 
 def padding(

@@ -20,7 +20,7 @@ from edgekit.errors import UsageError
 from edgekit.quant.channels import Channels
 from edgekit.quant.histogram import Histogram
 from edgekit.quant.layers import Layer
-from edgekit.quant.moments import EACH, Crop, Moments, crop
+from edgekit.quant.moments import EACH, Crop, Moments, crop, single_threaded
 from edgekit.quant.session import stream
 from edgekit.quant.view import GraphView, clip_bounds, typed
 
@@ -88,7 +88,8 @@ def observe(
     share = COUNTED / max(total or len(first[0]), 1)
     samples = 0
     counts: deque[int] = deque()
-    with (progress or Silent()).task("calibrating", total) as task:
+    # The runtime has a thread a core already, which linear algebra with threads of its own would get in the way of.
+    with single_threaded(), (progress or Silent()).task("calibrating", total) as task:
         for _, values in stream(probes.proto, _filled(_checked(batches(), view), first, counts)):
             count = counts.popleft()
             probes.take(values, count, int(share * count) + 1)

@@ -7,14 +7,17 @@ is Babai's nearest plane for the lattice that the moments of the input span, whi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekit.quant.layers import Layer
-from edgekit.quant.moments import widths
+from edgekit.quant.moments import single_threaded, widths
 from edgekit.quant.spec import PerChannel, PerTensor, QuantSpec, Variant
 from edgekit.quant.weights import WEIGHT_LIMIT, dequantize_weight, quantize_weight, scale_array
 
@@ -33,9 +36,11 @@ def compensated(chosen: Sequence[Layer], spec: QuantSpec, variant: Variant, mome
     """Weights on the grid of `variant`, by initializer, of every layer that has moments.
 
     An output keeps nearest rounding where the other would not lessen its error on the same moments. So does a weight
-    that several operators share.
+    that several operators share. Each core takes a layer of its own: a linear algebra library that shares small
+    matrices among its threads is slower than one thread, and ten times slower where another process wants a core.
     """
-    return by_layer(chosen, spec, variant, moments, compensate)
+    with single_threaded(), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return by_layer(chosen, spec, variant, moments, compensate, pool.map)
 
 
 def compensate(weight: Floats, moment: Floats, limit: int) -> Floats:
@@ -49,23 +54,39 @@ def by_layer(
     variant: Variant,
     moments: Moments,
     rounded: Callable[[Floats, Floats, int], Floats],
+    mapped: Callable[..., Iterable[Floats | None]] = map,
 ) -> dict[str, Floats]:
-    """Weights that `rounded` gives others than the nearest integers: it takes weights in steps, moments, a limit."""
-    found: dict[str, Floats] = {}
-    names = [layer.weight for layer in chosen]
-    for layer in chosen:
-        scales = spec.weights.get(layer.weight)
-        if scales is None or layer.node.name not in moments or names.count(layer.weight) > 1:
-            continue
-        matrix: Floats = (layer.matrix(layer.value) / step_matrix(layer, scales, variant)).astype(np.float32)
-        parts, start = [], 0
-        for moment, width in zip(moments[layer.node.name], widths(layer), strict=True):
-            parts.append(rounded(matrix[:, :, start : start + width], moment, WEIGHT_LIMIT[variant]))
-            start += width
-        integers = layer.unmatrix(np.concatenate(parts, axis=2)).astype(np.int8)
-        if not np.array_equal(integers, quantize_weight(layer.value, scales, variant)):
-            found[layer.weight] = dequantize_weight(integers, scales, variant)
-    return found
+    """Weights that `rounded` gives others than the nearest integers: it takes weights in steps, moments, a limit.
+
+    `mapped` is `map`, or one that works on several layers at once.
+    """
+    names = Counter(layer.weight for layer in chosen)
+    ready = [
+        layer
+        for layer in chosen
+        if layer.weight in spec.weights and layer.node.name in moments and names[layer.weight] == 1
+    ]
+    done = mapped(lambda layer: _rounded(layer, spec, variant, moments[layer.node.name], rounded), ready)
+    return {layer.weight: weight for layer, weight in zip(ready, done, strict=True) if weight is not None}
+
+
+def _rounded(
+    layer: Layer,
+    spec: QuantSpec,
+    variant: Variant,
+    moments: Sequence[Floats],
+    rounded: Callable[[Floats, Floats, int], Floats],
+) -> Floats | None:
+    """The layer's weight, block after block of its inputs; None where it is what the nearest integers give."""
+    scales, parts, start = spec.weights[layer.weight], [], 0
+    matrix: Floats = (layer.matrix(layer.value) / step_matrix(layer, scales, variant)).astype(np.float32)
+    for moment, width in zip(moments, widths(layer), strict=True):
+        parts.append(rounded(matrix[:, :, start : start + width], moment, WEIGHT_LIMIT[variant]))
+        start += width
+    integers = layer.unmatrix(np.concatenate(parts, axis=2)).astype(np.int8)
+    if np.array_equal(integers, quantize_weight(layer.value, scales, variant)):
+        return None
+    return dequantize_weight(integers, scales, variant)
 
 
 def step_matrix(layer: Layer, scales: PerTensor | PerChannel, variant: Variant) -> Floats:
@@ -95,23 +116,31 @@ def nearest_plane(weight: Floats, moment: Floats, limit: int) -> Floats:
     """
     k = weight.shape[2]
     energy = np.einsum("gkk->gk", moment).astype(np.float64)
-    damped = moment.astype(np.float64)
-    damped[:, range(k), range(k)] += DAMPING * energy.mean(axis=1, keepdims=True) + 1e-12
     order = np.argsort(energy, axis=1, kind="stable")  # the last column is rounded first
-    damped = np.take_along_axis(np.take_along_axis(damped, order[:, :, None], 1), order[:, None, :], 2)
+    groups = np.arange(len(moment))[:, None, None]
+    damped = moment[groups, order[:, :, None], order[:, None, :]].astype(np.float64)
+    damped[:, range(k), range(k)] += DAMPING * energy.mean(axis=1, keepdims=True) + 1e-12
     upper = np.linalg.cholesky(damped).transpose(0, 2, 1)
     pull = (upper / np.einsum("gkk->gk", upper)[:, :, None]).astype(np.float32)
-    target = np.take_along_axis(weight, np.broadcast_to(order[:, None, :], weight.shape), 2)
-    rounded = np.empty_like(target)
-    error = np.zeros_like(target)
+    # Column by column means row by row here, `[k, groups, outputs]`: what the loop touches lies together.
+    target = np.take_along_axis(weight, np.broadcast_to(order[:, None, :], weight.shape), 2).transpose(2, 0, 1).copy()
+    rounded, error = np.empty_like(target), np.zeros_like(target)
     for end in range(k, 0, -BLOCK):
         start = max(0, end - BLOCK)
-        wanted = target[:, :, start:end] + np.matmul(error[:, :, end:], pull[:, start:end, end:].transpose(0, 2, 1))
+        wanted = target[start:end] + _pulled(pull[:, start:end, end:], error[end:])
         for column in range(end - 1, start - 1, -1):
-            inside = slice(column + 1, end)
-            move = np.matmul(error[:, :, inside], pull[:, column, inside, None])[:, :, 0]
-            value = np.clip(np.rint(wanted[:, :, column - start] + move), -limit, limit)
-            rounded[:, :, column] = value
-            error[:, :, column] = target[:, :, column] - value
+            move = _pulled(pull[:, column : column + 1, column + 1 : end], error[column + 1 : end])[0]
+            value = np.clip(np.rint(wanted[column - start] + move), -limit, limit)
+            rounded[column] = value
+            error[column] = target[column] - value
     back = np.argsort(order, axis=1, kind="stable")
-    return np.take_along_axis(rounded, np.broadcast_to(back[:, None, :], rounded.shape), 2)
+    return np.take_along_axis(rounded.transpose(1, 2, 0), np.broadcast_to(back[:, None, :], weight.shape), 2)
+
+
+def _pulled(pull: Floats, error: Floats) -> Floats:
+    """What errors `[columns, groups, outputs]` ask of other columns by `pull` `[groups, others, columns]`."""
+    if len(pull) == 1:
+        moved: Floats = np.matmul(pull[0], error[:, 0])[:, None]
+    else:
+        moved = np.matmul(pull, error.transpose(1, 0, 2)).transpose(1, 0, 2)
+    return moved

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from edgekit.errors import UsageError
 from edgekit.model import Model, OnnxModel, Step, TensorSpec, as_onnx
@@ -38,6 +38,11 @@ BATCH_VALUES = 4 * 3 * 224 * 224
 FEW = 16
 """Fewer calibration samples than this are warned of."""
 
+
+FAST: dict[str, Any] = {
+    "rounding": "nearest", "bias_correction": "none", "equalize": False, "smooth": False, "sensitivity": "never",
+}  # fmt: skip
+"""What `effort: fast` means where the recipe does not say otherwise."""
 
 HELD_OUT = 128
 """So many samples at most compare the forms of a transformer."""
@@ -73,6 +78,8 @@ class Quantize(BaseModel):
 
     precision: Form = "int8"
     """`int8` is static, and for transformers whichever 8-bit form is best on each backend."""
+    effort: Literal["accurate", "fast"] = "accurate"
+    """`fast` leaves every correction and every look at single layers out, unless the recipe asks for it by name."""
     calibration: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"
     samples: int = Field(default=512, ge=1)
     """Calibration samples."""
@@ -94,6 +101,12 @@ class Quantize(BaseModel):
     """Biases that make up for rounding: from the means of inputs, or measured on the quantized graph."""
     rounding: Literal["auto", "nearest", "compensated", "learned"] = "auto"
     """How weights are rounded: each to its nearest step, or so that errors cancel at the output, which `auto` does."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, settings: Any) -> Any:
+        fast = isinstance(settings, dict) and settings.get("effort") == "fast"
+        return {**FAST, **settings} if fast else settings
 
     def apply(self, model: Model, ctx: RunContext) -> Model:
         """The folded graph with its QuantSpec.

@@ -225,3 +225,12 @@ def test_nothing_heavy_is_imported():
     )
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert seen.stdout.strip() == "[]"
+
+
+def test_fast_effort_is_the_settings_that_it_stands_for():
+    spelled = Quantize(
+        rounding="nearest", bias_correction="none", equalize=False, smooth=False, sensitivity="never", effort="fast"
+    )
+    assert Quantize.model_validate({"effort": "fast"}) == spelled
+    assert Quantize.model_validate({"effort": "fast", "rounding": "compensated"}).rounding == "compensated"
+    assert Quantize().rounding == "auto"
