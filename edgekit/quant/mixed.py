@@ -43,7 +43,8 @@ DOUBT_DB = 5.0
 """Where labels show no loss, a few samples may be this much nearer to noise than unlabelled outputs may be."""
 
 SPARE_DB = 1.0
-"""Where layers are kept in float for a bound in dB, so much more is aimed at: other samples may show less."""
+"""Where layers are kept in float for a bound in dB, so much more is aimed at: other samples may show less. Where the
+samples that judge have calibrated too, they flatter, and three times as much is."""
 
 LEAST_COST = 0.01
 """Keeping a layer counts as at least this share of all layers' time: nothing is free."""
@@ -63,6 +64,7 @@ class Bound:
 
     max_drop: float
     min_snr: float
+    spare_db: float = SPARE_DB
 
     def said(self, labelled: bool) -> str:
         """The half of it that counts."""
@@ -295,7 +297,7 @@ class _Search:
         if not before.meets(self.bound):
             sizes = weight_sizes(self.network.proto, self.network.spec, found)
             order = in_order(found, sensitivity, costs, sizes)
-            spare = replace(self.bound, min_snr=self.bound.min_snr + SPARE_DB)
+            spare = replace(self.bound, min_snr=self.bound.min_snr + self.bound.spare_db)
             kept = self.smallest(order, costs, spare)
             if kept is None and before.drop is None:
                 kept = self.smallest(order, costs, self.bound)

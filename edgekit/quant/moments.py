@@ -29,7 +29,7 @@ PATCHES = (256, 768)
 """So many patches of an operator's input are looked at, the more the wider it is: see `Moments.enough`."""
 
 EACH = 16
-"""So many patches at most come from one sample."""
+"""So many patches at most come from one sample, where there are samples enough."""
 
 TOGETHER = 2**21
 """Bytes of patches that are summed up in one product: few at a time would cost as much."""
@@ -66,11 +66,11 @@ class Moments:
         widest = max(self.widths)
         return max(int(np.clip(12 * widest, *PATCHES)), int(1.5 * widest))
 
-    def add(self, piece: Array, samples: int, *, padded: bool) -> None:
-        """Take the patches in a piece of the layer's input that `samples` samples gave."""
+    def add(self, piece: Array, wanted: int, *, padded: bool) -> None:
+        """Take about `wanted` of the patches in a piece of the layer's input."""
         if self.full:
             return
-        rows = patches(self.layer, piece, EACH * samples, padded=padded)
+        rows = patches(self.layer, piece, wanted, padded=padded)
         self.waiting.append(rows)
         self.count += rows.shape[1]
         if self.full or len(self.waiting) * rows.nbytes >= TOGETHER:

@@ -84,8 +84,10 @@ def observe(
     first = next(iter(batches()), None)
     if first is None:
         raise UsageError("Calibration got no samples. Give it some, a few hundred that look like real input.")
-    probes = _Probes(proto, view, names, layers, [array.shape for array in first])
-    share = COUNTED / max(total or len(first[0]), 1)
+    expected = max(total or len(first[0]), 1)
+    share = COUNTED / expected
+    each = EACH * max(1, round(ENOUGH / expected))  # few samples have to tell more each
+    probes = _Probes(proto, view, names, layers, [array.shape for array in first], each)
     samples = 0
     counts: deque[int] = deque()
     # The runtime has a thread a core already, which linear algebra with threads of its own would get in the way of.
@@ -177,7 +179,9 @@ class _Probes:
         names: Sequence[str],
         layers: Sequence[Layer],
         inputs: Sequence[tuple[int, ...]],
+        each: int = EACH,
     ) -> None:
+        self.each = each
         self.proto = _copy(proto)
         self.graph = self.proto.graph
         del self.graph.output[:]
@@ -247,8 +251,8 @@ class _Probes:
         if shape is None or len(shape) < 3:
             return self._whole(name)
         axes = [1] if len(shape) == 3 and self.channels.get(name) == -1 else list(range(2, len(shape)))
-        each = max(1, round(EACH ** (1 / len(axes))))
-        steps = [-(-shape[axis] // each) for axis in axes]
+        side = max(1, round(self.each ** (1 / len(axes))))
+        steps = [-(-shape[axis] // side) for axis in axes]
         return self._slice(name, axes, [step // 2 for step in steps], [FAR] * len(axes), steps)
 
     def _slice(
@@ -259,7 +263,7 @@ class _Probes:
 
     def _crop(self, name: str, readers: Sequence[Moments]) -> Crop:
         shape = self.shapes.get(name)
-        return crop(shape[2:], [reader.layer for reader in readers], EACH) if shape else ()
+        return crop(shape[2:], [reader.layer for reader in readers], self.each) if shape else ()
 
     def _piece(self, name: str, found: Crop) -> int:
         """What the moments of a tensor's readers are made of; the whole tensor where there is nothing to leave out."""
@@ -286,7 +290,7 @@ class _Probes:
             sums.add(values[self.strided[name]], least, values[self.high[name]], samples)
         for name, readers in self.readers.items():
             for reader in readers:
-                reader.add(values[self.pieces[name]], samples, padded=not self.crops[name])
+                reader.add(values[self.pieces[name]], self.each * samples, padded=not self.crops[name])
 
     def result(self, samples: int) -> Observed:
         """What all batches together tell."""

@@ -46,7 +46,7 @@ def settle(
     ctx: RunContext,
 ) -> Settled:
     """Hold the quantized network against the stage's bound and keep in float what it takes, for every grid."""
-    from edgekit.quant.mixed import Bound, Network, Settled, settle
+    from edgekit.quant.mixed import SPARE_DB, Bound, Network, Settled, settle
 
     if stage.sensitivity == "never" or not spec.nodes:
         return Settled(spec, corrections)
@@ -54,13 +54,14 @@ def settle(
     values = sum(math.prod(array.shape[1:]) for array in split.stored(model.inputs))
     few, many = looks(macs(proto), values, labelled=labelled)
     rows = judging(len(split), stage.samples, many)
+    spare = SPARE_DB * (3 if (rows < stage.samples).any() else 1)
     wanted = grids(ctx.targets, spec)
     if not wanted:
         return Settled(spec, corrections)
     network = Network(proto, spec.model_copy(update={"forms": {}}), wanted, corrections)
     settled = settle(
         network,
-        Bound(stage.max_drop, stage.min_snr),
+        Bound(stage.max_drop, stage.min_snr, spare),
         _samples(split, spread(rows, few), model, labelled),
         _samples(split, rows, model, labelled),
         scanned=_samples(split, spread(rows, min(SCANNED, many)), model, False),
