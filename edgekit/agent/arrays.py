@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import struct
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,10 @@ from .failures import usage
 
 
 def read(path: str, names: Sequence[str]) -> list[Any]:
-    """The arrays for the model inputs `names`: one memory-mapped .npy, or an .npz with one array an input."""
+    """The arrays for the model inputs `names`: one .npy, or an .npz with one array an input.
+
+    They stay in the file until they are asked for; only what an .npz holds compressed is loaded whole.
+    """
     try:
         if not path.endswith(".npz"):
             if len(names) != 1:
@@ -25,24 +29,56 @@ def read(path: str, names: Sequence[str]) -> list[Any]:
                     f"{path}: the model has the inputs {', '.join(names)}: give an .npz with one array for each"
                 )
             return [Rows(path)]
-        with np.load(path, allow_pickle=False) as arrays:
-            absent = [name for name in names if name not in arrays.files]
-            if absent and not (len(names) == 1 and len(arrays.files) == 1):
-                raise usage(f"{path} holds {', '.join(arrays.files)}: it lacks the input {', '.join(absent)}")
-            return [arrays[name if not absent else arrays.files[0]] for name in names]
+        with zipfile.ZipFile(path) as members:
+            files = [name[: -len(".npy")] for name in members.namelist() if name.endswith(".npy")]
+            absent = [name for name in names if name not in files]
+            if absent and not (len(names) == 1 and len(files) == 1):
+                raise usage(f"{path} holds {', '.join(files)}: it lacks the input {', '.join(absent)}")
+            return [_member(path, members, (name if not absent else files[0]) + ".npy") for name in names]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             raise
         raise usage(f"cannot read {path}: {error}") from error
 
 
-class Rows:
-    """The samples of a .npy, read from the file when they are asked for and forgotten after: memory stays flat."""
+def _member(path: str, members: zipfile.ZipFile, name: str) -> Any:
+    """One array of an .npz: where it lies in the file if it is stored as it is, otherwise loaded and checked."""
+    info = members.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:
+        with members.open(info) as stream:
+            return np.lib.format.read_array(stream, allow_pickle=False)
+    with open(path, "rb") as file:
+        file.seek(info.header_offset)
+        header = file.read(30)
+    if len(header) != 30 or header[:4] != b"PK\3\4":
+        raise ValueError(f"{name} is not where the directory says")
+    return Rows(path, info.header_offset + 30 + sum(struct.unpack("<HH", header[26:])), info.file_size)
 
-    def __init__(self, path: str) -> None:
-        whole = np.load(path, mmap_mode="r", allow_pickle=False)
-        self.shape, self.dtype, self.ndim = whole.shape, whole.dtype, whole.ndim
-        self._path, self._offset, self._row_bytes = path, whole.offset, whole[:1].nbytes if whole.ndim else 0
+
+class Rows:
+    """The samples of an array in .npy format, read from the file when they are asked for and forgotten after.
+
+    Memory stays flat. `start` is where the array's header begins in the file, `size` its bytes with the header.
+    """
+
+    def __init__(self, path: str, start: int = 0, size: int | None = None) -> None:
+        with open(path, "rb") as file:
+            file.seek(start)
+            version = np.lib.format.read_magic(file)
+            if version == (1, 0):
+                self.shape, fortran, self.dtype = np.lib.format.read_array_header_1_0(file)
+            elif version == (2, 0):
+                self.shape, fortran, self.dtype = np.lib.format.read_array_header_2_0(file)
+            else:
+                raise ValueError(f"an array file of version {version}")
+            self._offset = file.tell()
+        if self.dtype.hasobject:
+            raise ValueError("it holds Python objects, not numbers")
+        self.ndim, self._path = len(self.shape), path
+        self._row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        whole = np.memmap(path, self.dtype, "r", self._offset, self.shape, "F" if fortran else "C")
+        if size is not None and self._offset - start + whole.nbytes > size:
+            raise ValueError(f"an array of {whole.nbytes} bytes in a member of {size}")
         self._whole = whole if whole.ndim > 1 and not whole.flags.c_contiguous else None
 
     def __len__(self) -> int:

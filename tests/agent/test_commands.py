@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import agent_bundles as small
 import numpy as np
 import pytest
 
+from edgekit.agent.arrays import write_npz
 from edgekit.agent.stats import least_samples
 from edgekit.bundle import Bundle, TensorEntry, write_bundle
 
@@ -123,14 +126,49 @@ def test_run_tells_progress_in_json_lines(bundle: Bundle, tmp_path: Path) -> Non
     assert lines and all(line["of"] == 20 for line in lines)
 
 
-def test_run_leaves_memory_flat_and_no_file_behind(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_run_leaves_memory_flat_and_no_file_behind(bundle: Bundle, tmp_path: Path, suffix: str) -> None:
+    """What a larger input may cost is far below what it holds: the file's 100 MB are never in memory together."""
     peaks = []
-    for count in (1_000, 400_000):  # 400,000 samples are 100 MB
-        np.lib.format.open_memmap(tmp_path / "in.npy", "w+", np.float32, (count, 1, 8, 8)).flush()
-        info = done(bundle, "run", "--inputs", tmp_path / "in.npy", "--outputs", tmp_path / "o.npz", "--batch", 64)
-        peaks.append(info["peak_rss_bytes"])
+    for count in (1_000, 400_000):
+        if suffix == "npy":
+            np.lib.format.open_memmap(tmp_path / "in.npy", "w+", np.float32, (count, 1, 8, 8)).flush()
+        else:
+            write_npz(tmp_path / "in.npz", {"image": np.broadcast_to(np.float32(1), (count, 1, 8, 8))})
+        options = ("--inputs", tmp_path / f"in.{suffix}", "--outputs", tmp_path / "o.npz", "--batch", 64)
+        peaks.append(done(bundle, "run", *options)["peak_rss_bytes"])
     assert peaks[1] - peaks[0] < 10e6
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npy", "o.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"in.{suffix}", "o.npz"]
+    with np.load(tmp_path / "o.npz") as outputs:
+        assert outputs["logits"].shape == (400_000, 3)
+
+
+def test_compressed_arrays_are_read_too(bundle: Bundle, tmp_path: Path) -> None:
+    inputs = small.samples(9)
+    np.savez_compressed(tmp_path / "small.npz", image=inputs)
+    np.savez(tmp_path / "plain.npz", other=np.zeros(3), image=inputs)
+    for name in ("small", "plain"):
+        done(bundle, "run", "--inputs", tmp_path / f"{name}.npz", "--outputs", tmp_path / f"{name}.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "small.npy"), np.load(tmp_path / "plain.npy"))
+    np.testing.assert_allclose(np.load(tmp_path / "small.npy"), small.expected(model_of(bundle), inputs), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(11, 1, 8, 8), (10**6, 1, 8, 8), (10**12, 1, 8, 8)])
+def test_a_file_that_holds_less_than_it_says_is_refused(bundle: Bundle, tmp_path: Path, shape: tuple) -> None:
+    """Before anything is taken for it: the size of the file bounds what is read."""
+    for name in ("in.npy", "in.npz"):
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        content = header.getvalue() + bytes(4 * 64 * 10)
+        if name == "in.npy":
+            (tmp_path / name).write_bytes(content)
+        else:
+            with zipfile.ZipFile(tmp_path / name, "w") as target:
+                target.writestr("image.npy", content)
+                target.writestr("more.npy", bytes(4 * 64 * 20))
+        ended = agent(bundle, "run", "--inputs", tmp_path / name, "--outputs", tmp_path / "out.npy")
+        assert ended.returncode == 2 and "cannot read" in ended.stderr, ended.stderr
+        assert not (tmp_path / "out.npy").exists()
 
 
 @pytest.mark.parametrize(

@@ -47,11 +47,17 @@ def all_commands(python: Path, bundle: Bundle, inputs: np.ndarray, folder: Path)
     copy = folder / "copy.edge"
     shutil.copyfile(bundle.path, copy)
     np.save(folder / "in.npy", inputs)
-    for options in (["selftest"], ["bench", "--json"], ["run", "--inputs=in.npy", "--outputs=out.npy"]):
+    through = ["run", "--inputs=in.npy", "--outputs=out.npy"]
+    for options in (["selftest"], ["bench", "--json"], ["cold"], ["memory"], ["layers", "--json"], ["state"], through):
         done = subprocess.run([str(python), "copy.edge", *options], capture_output=True, text=True, cwd=folder)
         assert done.returncode == 0, (options, done.stderr)
+        seen = json.loads(done.stdout) if options[0] not in ("selftest", "run") else {}
         if options[0] == "bench":
-            assert len(json.loads(done.stdout)["samples_s"]) >= 64
+            assert len(seen["samples_s"]) >= 64
+        elif options[0] == "cold":
+            assert seen["repeats"] == 5
+        elif options[0] == "layers":
+            assert seen["layers"] or seen["reason"]
     return np.load(folder / "out.npy")
 
 
@@ -75,7 +81,12 @@ def test_numpy_and_onnxruntime_are_enough_and_needed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "packages"), [("3.9", ("numpy==1.26.4", "onnxruntime==1.19.2")), ("3.13", ("numpy", "onnxruntime"))]
+    ("version", "packages"),
+    [
+        ("3.9", ("numpy==1.26.4", "onnxruntime==1.19.2")),
+        ("3.10", ("numpy==2.2.6", "onnxruntime==1.23.2")),  # what a Jetson with JetPack 6 gets
+        ("3.13", ("numpy", "onnxruntime")),
+    ],
 )
 def test_onnxruntime_under_other_pythons(tmp_path: Path, version: str, packages: tuple[str, ...]) -> None:
     python = environment(tmp_path / "env", version, *packages)
