@@ -29,7 +29,7 @@ from edgekit.quant.session import streaming_runtime
 if TYPE_CHECKING:
     import onnx
 
-FORMAT = "1"
+FORMAT = "2"
 KEPT_BYTES = 2**30
 """The oldest files go when all together are larger."""
 

@@ -6,6 +6,7 @@ strided sample of positions, of the same size for every calibration set: memory 
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from edgekit.quant.channels import Channels
 from edgekit.quant.histogram import Histogram
 from edgekit.quant.layers import Layer
 from edgekit.quant.moments import EACH, Crop, Moments, crop, single_threaded
-from edgekit.quant.session import stream
+from edgekit.quant.session import open_session, stream
 from edgekit.quant.view import GraphView, clip_bounds, typed
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ COUNTED = 2**17
 
 ENOUGH = 128
 """So many samples tell means and mean squares well enough."""
+
+WORTH_IT = 64
+"""With so many samples or more it pays to ask beforehand which clipped tensors reach their bound."""
 
 FAR = 2**31 - 1
 
@@ -87,7 +91,8 @@ def observe(
     expected = max(total or len(first[0]), 1)
     share = COUNTED / expected
     each = EACH * max(1, round(ENOUGH / expected))  # few samples have to tell more each
-    probes = _Probes(proto, view, names, layers, [array.shape for array in first], each)
+    full = saturated(proto, view, first) if expected >= WORTH_IT else {}
+    probes = _Probes(proto, view, names, layers, [array.shape for array in first], each, full)
     samples = 0
     counts: deque[int] = deque()
     # The runtime has a thread a core already, which linear algebra with threads of its own would get in the way of.
@@ -127,22 +132,48 @@ def refuse(name: str, bad: bool) -> None:
         )
 
 
+def saturated(proto: onnx.ModelProto, view: GraphView, batch: Sequence[Array]) -> dict[str, float]:
+    """Tensors between zero and an upper bound, such as ReLU6 makes, that reach the bound on this batch; the bound.
+
+    Nothing can lie beyond, so that the pass need not look for their extremes, which is a sixth of its time in a
+    network of such. None where ONNX Runtime is not installed.
+    """
+    import onnx
+
+    tops = {node.output[0]: bounds[1] for node in view.nodes if (bounds := clip_bounds(node, view)) and not bounds[0]}
+    wanted = {name: top for name, top in tops.items() if np.isfinite(top)}
+    if not wanted or importlib.util.find_spec("onnxruntime") is None:
+        return {}
+    copy = _copy(proto)
+    del copy.graph.output[:]
+    for name in wanted:
+        copy.graph.node.append(onnx.helper.make_node("ReduceMax", [name], [f"{name}/edgekit/most"], keepdims=0))
+        value = onnx.helper.make_tensor_value_info(f"{name}/edgekit/most", onnx.TensorProto.FLOAT, [])
+        copy.graph.output.append(value)
+    reached = open_session(copy, runtime="onnxruntime")(batch)
+    return {name: top for (name, top), most in zip(wanted.items(), reached, strict=True) if most == np.float32(top)}
+
+
 @dataclass
 class _Sums:
-    """Sums over samples for each channel of a tensor, which lie on `axis` (1, or -1 behind tokens)."""
+    """Sums over samples for each channel of a tensor, which lie on `axis` (1, or -1 behind tokens).
+
+    Where `top` is given no channel is looked at for its largest value: that is it.
+    """
 
     axis: int
+    top: float | None = None
     count: int = 0
     total: Any = 0.0
     square: Any = 0.0
     low: Any = np.inf
     high: Any = -np.inf
 
-    def add(self, values: Array, low: Array | None, high: Array, samples: int) -> None:
+    def add(self, values: Array, low: Array | None, high: Array | None, samples: int) -> None:
         """Take a sample of positions, and extremes that were reduced over all of them."""
-        if values.ndim < 2 or high.ndim < 2:  # its shape is not known
+        if values.ndim < 2 or (high is not None and high.ndim < 2):  # its shape is not known
             return
-        self.high = np.maximum(self.high, self._flat(high).max(axis=(0, 2)))
+        self.high = self.top if high is None else np.maximum(self.high, self._flat(high).max(axis=(0, 2)))
         self.low = np.minimum(self.low, 0.0 if low is None else self._flat(low).min(axis=(0, 2)))
         if self.count >= ENOUGH:
             return
@@ -180,8 +211,9 @@ class _Probes:
         layers: Sequence[Layer],
         inputs: Sequence[tuple[int, ...]],
         each: int = EACH,
+        full: Mapping[str, float] | None = None,
     ) -> None:
-        self.each = each
+        self.each, self.full = each, full or {}
         self.proto = _copy(proto)
         self.graph = self.proto.graph
         del self.graph.output[:]
@@ -193,11 +225,11 @@ class _Probes:
         self.channels = {layer.source: -1 if layer.node.op_type in ("Gemm", "MatMul") else 1 for layer in layers}
         seen = tuple(dict.fromkeys((*names, *self.channels)))
         self.low = {name: self.reduced(name, "ReduceMin") for name in seen if not self._bounded(name)}
-        self.high = {name: self.reduced(name, "ReduceMax") for name in seen}
+        self.high = {name: self.reduced(name, "ReduceMax") for name in seen if name not in self.full}
         self.strided = {name: self.positions(name) for name in seen}
         self.sums = {name: self.reduced(name, "ReduceSum") for name in _doubtful(view)}
         self.histograms = {name: Histogram() for name in names}
-        self.totals = {name: _Sums(axis) for name, axis in self.channels.items()}
+        self.totals = {name: _Sums(axis, self.full.get(name)) for name, axis in self.channels.items()}
         self.readers: dict[str, list[Moments]] = {}
         for layer in layers:
             if layer.node.op_type != "ConvTranspose":
@@ -275,7 +307,7 @@ class _Probes:
     def take(self, values: Sequence[Array], samples: int, counted: int) -> None:
         """Add one batch's outputs; about `counted` values of each tensor go into its histogram."""
         for name, histogram in self.histograms.items():
-            high = float(values[self.high[name]].max(initial=-np.inf))
+            high = float(values[self.high[name]].max(initial=-np.inf)) if name in self.high else self.full[name]
             low = float(values[self.low[name]].min(initial=np.inf)) if name in self.low else 0.0
             if low > high:  # a tensor without values leaves what the reduction began with
                 continue
@@ -286,8 +318,8 @@ class _Probes:
         for name, place in self.sums.items():
             refuse(name, not bool(np.isfinite(values[place]).all()))
         for name, sums in self.totals.items():
-            least = values[self.low[name]] if name in self.low else None
-            sums.add(values[self.strided[name]], least, values[self.high[name]], samples)
+            least, most = (values[ends[name]] if name in ends else None for ends in (self.low, self.high))
+            sums.add(values[self.strided[name]], least, most, samples)
         for name, readers in self.readers.items():
             for reader in readers:
                 reader.add(values[self.pieces[name]], self.each * samples, padded=not self.crops[name])

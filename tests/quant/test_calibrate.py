@@ -7,8 +7,9 @@ from quant_graphs import Builder, residual_net, run, samples, stream
 from edgekit.errors import UsageError
 from edgekit.quant.calibrate import calibrate, calibrated
 from edgekit.quant.layers import layers
-from edgekit.quant.observe import observe, stride_for
+from edgekit.quant.observe import observe, saturated, stride_for
 from edgekit.quant.plan import plan
+from edgekit.quant.view import GraphView
 
 
 def look(net, x, size=16, **more):
@@ -187,3 +188,25 @@ def test_a_constant_activation_keeps_its_range():
         found = ranges(net, samples(), calibration)
         assert (found["zero"].low, found["zero"].high) == (0.0, 0.0)
     assert np.isfinite(run(net, samples())).all()
+
+
+def test_a_clip_that_reaches_its_bound_is_known_without_looking():
+    b = Builder()
+    b.conv("x", "a", 8, 3)
+    zero, low, high = (b.constant(name, np.float32(v)) for name, v in (("zero", 0), ("low", 0.25), ("high", 1e4)))
+    b.add("Clip", ["a", zero, low], "reaches")
+    b.conv("reaches", "b", 8, 8)
+    b.add("Clip", ["b", zero, high], "below")
+    b.conv("below", "c", 8, 8)
+    b.add("GlobalAveragePool", ["c"], "y")
+    net = b.model({"x": ["batch", 3, 12, 12]}, {"y": ["batch", 8, 1, 1]})
+    x = samples(96)
+    assert saturated(net, GraphView(net.graph), [x[:16]]) == {"reaches": 0.25}
+    found = observe(net, ["reaches", "below"], stream(x), layers(net, ["b", "c"]), total=96)
+    values = every_activation(net, x)
+    for name in ("reaches", "below"):
+        assert found.histograms[name].high == pytest.approx(values[name].max(), rel=1e-5)
+        assert (found.channels[name].low == 0).all()
+    assert found.histograms["reaches"].high == 0.25
+    np.testing.assert_allclose(found.channels["below"].high, values["below"].max((0, 2, 3)), rtol=1e-4)
+    assert found.channels["reaches"].high.tolist() == [0.25] * 8
