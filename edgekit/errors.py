@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -87,6 +88,10 @@ class IntegrityError(EdgekitError):
 
 
 class MeasurementInvalidError(EdgekitError):
-    """The device was in no state to measure on."""
+    """The device was in no state to measure on; `found` is what the report says of it all the same."""
 
     exit_code = ExitCode.MEASUREMENT_INVALID
+
+    def __init__(self, message: str, found: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.found = dict(found or {})

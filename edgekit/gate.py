@@ -138,6 +138,8 @@ def _judge_one(
             raise _AbsentError(_why_nothing_ships(report, target, backend))
         if clause.metric in TIMES and shipped.invalid:
             raise _AbsentError(f"the measurement does not count: {shipped.invalid}", invalid=True)
+        if clause.metric in TIMES and not clause.vs and shipped.absolute_invalid:
+            raise _AbsentError(f"an absolute time does not count: {shipped.absolute_invalid}", invalid=True)
         seen = _against(report, clause, name, shipped, load) if clause.vs else _absolute(clause, shipped, load)
     except _AbsentError as absent:
         verdict: Verdict = "invalid" if absent.invalid else "missing"

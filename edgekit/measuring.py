@@ -48,18 +48,18 @@ class Measuring:
         if planned.device is None or bundle is None or result.status == "failed":
             return result
         profiler = self._profiler(planned)
-        done = self._guarded(outcome, lambda: profiler.timing(bundle, result))
+        done = self._guarded(outcome, lambda: profiler.timing(bundle, result, planned.target.max_temperature_c))
         for other in others:
             if done.result.status != "measured" or done.result.invalid:
                 break
             if _are_rivals(result, other.result):
-                done = self._against(profiler, done, other)
+                done = self._against(profiler, done, other, planned.target.max_temperature_c)
         return done.result
 
-    def _against(self, profiler: Profiler, done: Outcome, other: Outcome) -> Outcome:
+    def _against(self, profiler: Profiler, done: Outcome, other: Outcome, limit: float | None) -> Outcome:
         bundle, rival = done.bundle, other.bundle
         assert bundle is not None and rival is not None
-        return self._guarded(done, lambda: profiler.against(bundle, rival, other.result.role, done.result))
+        return self._guarded(done, lambda: profiler.against(bundle, rival, other.result.role, done.result, limit))
 
     def _answered(self, planned: PlannedTarget, outcome: Outcome) -> Outcome:
         """The outcome with its answers, where its runtime is on the device (or, without a device, here)."""
@@ -73,7 +73,7 @@ class Measuring:
             return replace(outcome, result=measure())
         except MeasurementInvalidError as error:
             self.codes.append(int(error.exit_code))
-            return replace(outcome, result=outcome.result.model_copy(update={"invalid": str(error)}))
+            return replace(outcome, result=outcome.result.model_copy(update={**error.found, "invalid": str(error)}))
         except (DeviceError, MissingDependencyError) as error:
             self.codes.append(int(error.exit_code))
             failed = {"status": "failed", "reason": str(error)}

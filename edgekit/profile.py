@@ -19,6 +19,7 @@ from edgekit.context import Progress
 from edgekit.devices import Device
 from edgekit.report.predictions import write_predictions, write_samples
 from edgekit.report.report import Bounds, DeviceInfo, Latency, Paired, Result
+from edgekit.validity import judge_pairs, judge_state
 from edgekit.workspace import Workspace, writing_to
 
 if TYPE_CHECKING:
@@ -120,18 +121,27 @@ class Profiler:
             }
         return found
 
-    def timing(self, bundle: Bundle, result: Result) -> Result:
-        """Latency of single inferences, load, first inference and memory: the result is `measured` after it."""
+    def timing(self, bundle: Bundle, result: Result, max_temperature_c: float | None = None) -> Result:
+        """Latency of single inferences, load, first inference and memory: the result is `measured` after it.
+
+        Raises:
+            MeasurementInvalidError: the device was throttled, short of power, hotter than `max_temperature_c`, or
+                another one after than before.
+        """
         with self.progress.task(f"time {bundle.path.stem}"):
             bench = self.device.bench(bundle, threads=self.threads, inputs=self.inputs, percentile=self.percentile)
         path = self.space.samples / f"{bundle.path.stem}.npy"
         write_samples(bench.samples_s, path)
         info = bench.info
+        device = self._device_info(info)
+        validity = judge_state(device.state, max_temperature_c)
+        validity.require({"measured_on": self.device.name, "device": device})
         return result.model_copy(
             update={
                 "status": "measured",
                 "measured_on": self.device.name,
-                "device": self._device_info(info),
+                "device": device,
+                "absolute_invalid": "; ".join(validity.absolute_reasons),
                 "latency_s": latency(bench.samples_s, self.space.relative(path)),
                 "load_s": info.get("load_s"),
                 "first_inference_s": info.get("first_inference_s"),
@@ -145,14 +155,21 @@ class Profiler:
         described = {**self.device.describe(), "threads": self.threads}
         return DeviceInfo.of(described, state=info.get("state") or {}, versions=info.get("versions") or {})
 
-    def against(self, bundle: Bundle, other: Bundle, vs: Role, result: Result) -> Result:
-        """The result with an interleaved comparison with another role's bundle: p50, and p90 where blocks allow it."""
+    def against(
+        self, bundle: Bundle, other: Bundle, vs: Role, result: Result, max_temperature_c: float | None = None
+    ) -> Result:
+        """The result with an interleaved comparison with another role's bundle: p50, and p90 where blocks allow it.
+
+        Raises:
+            MeasurementInvalidError: as for `timing`, in any of the rounds.
+        """
         if model_digest(bundle) == model_digest(other):
             same = tuple(_paired(vs, f"p{p}", Comparison(1.0, 1.0, 1.0, ())) for p in COMPARED)
             notes = (*result.notes, f"the same model as its {vs}")
             return result.model_copy(update={"paired": (*result.paired, *same), "notes": notes})
         with self.progress.task(f"{bundle.path.stem} against its {vs}"):
             seen = compare(self.device, bundle, other, threads=self.threads, rounds=self.rounds, inputs=self.inputs)
+        judge_pairs(seen.info, max_temperature_c).require()
         found = []
         for percent in COMPARED:
             ratio = seen if percent == 50 else at_percentile(seen, percent)

@@ -66,6 +66,8 @@ class Target(_Value):
     gpu: Gpu | None = None
     memory_mb: tuple[int, ...] = ()
     python: tuple[str, ...] = ()
+    max_temperature_c: float | None = None
+    """What no part of the chip may exceed while it is measured; None where no vendor states where it slows down."""
     backends: dict[str, BackendFacts]
     budget: Budget = Budget()
     sources: tuple[str, ...] = Field(min_length=1)

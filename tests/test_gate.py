@@ -209,6 +209,16 @@ def test_throttled_timings_are_invalid_and_other_metrics_stand():
     assert one(Clause(metric="size", max="2 MB"), hot).verdict == "pass"
 
 
+def test_beside_other_load_absolute_times_are_invalid_and_ratios_stand():
+    pair = Paired(vs="reference", statistic="p50", ratio=0.5, low=0.4, high=0.6, rounds=40)
+    busy = result(absolute_invalid="other processes used 0.90 processors meanwhile", paired=(pair,))
+    time = one(Clause(metric="latency.p50", max="20 ms"), busy)
+    assert (time.verdict, time.exit_code) == ("invalid", 3) and "0.90 processors" in time.reason
+    ratio = Clause(metric="latency.p50", vs="reference", max_ratio=1.0)
+    (judged,) = gate.judge(report(busy, result("reference")), [ratio])
+    assert judged.verdict == "pass"
+
+
 def test_only_the_bundle_that_ships_is_judged():
     found = gate.judge(report(result(), result("float"), result("reference")), [Clause(metric="size", max="2 MB")])
     assert [(j.verdict, j.backend) for j in found] == [("pass", "onnxruntime")]

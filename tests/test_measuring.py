@@ -21,13 +21,16 @@ class Recorder:
 
     def __init__(self, failure: Exception | None = None) -> None:
         self.failure, self.compared = failure, []
+        self.limits: list[float | None] = []
 
-    def timing(self, bundle: Any, result: Result) -> Result:
+    def timing(self, bundle: Any, result: Result, max_temperature_c: float | None) -> Result:
+        self.limits.append(max_temperature_c)
         if self.failure:
             raise self.failure
         return result.model_copy(update={"status": "measured"})
 
-    def against(self, bundle: Any, other: Any, vs: str, result: Result) -> Result:
+    def against(self, bundle: Any, other: Any, vs: str, result: Result, max_temperature_c: float | None) -> Result:
+        self.limits.append(max_temperature_c)
         self.compared.append((result.role, vs))
         return result
 
@@ -48,6 +51,19 @@ def test_every_role_is_compared_with_its_rivals_of_the_same_backend():
     for each in all_[:3]:
         measuring(recorder).timed(PLANNED, each, all_)
     assert recorder.compared == [("float", "reference"), ("quantized", "reference"), ("quantized", "float")]
+
+
+def test_the_targets_limit_of_temperature_goes_with_every_measurement():
+    recorder = Recorder()
+    hot = PlannedTarget(PLANNED.target.model_copy(update={"max_temperature_c": 80.0}), PLANNED.backends, "local", 1)
+    measuring(recorder).timed(hot, outcome("quantized"), [outcome("float")])
+    assert recorder.limits == [80.0, 80.0]
+
+
+def test_what_is_known_of_a_device_in_a_bad_state_is_reported_too():
+    several = measuring(Recorder(MeasurementInvalidError("too hot", {"measured_on": "my-board"})))
+    result = several.timed(PLANNED, outcome("quantized"))
+    assert (result.invalid, result.measured_on, result.status) == ("too hot", "my-board", "built")
 
 
 def test_a_rival_that_failed_is_left_out():

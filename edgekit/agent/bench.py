@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import arrays, output, state, stats
+from . import arrays, output, state, stats, watch
 from .failures import usage
 from .infer import Samples, batch_size, make_runner
 
@@ -78,10 +78,10 @@ class Subject:
         """Inferences that do not count: at least so many and for so long, but no longer than `most_s`."""
         return self.repeat(lambda count, seconds: seconds >= most_s or (count >= least and seconds >= least_s))
 
-    def finish(self) -> dict[str, Any]:
-        """`info` with what is known only at the end."""
+    def finish(self, during: dict[str, Any]) -> dict[str, Any]:
+        """`info` with what is known only at the end; `during` is what was seen beside the measurement."""
         peak, reason = state.peak_rss()
-        self.info.update(peak_rss_bytes=peak, state={"before": self.before, "after": state.read()})
+        self.info.update(peak_rss_bytes=peak, state={"before": self.before, **during, "after": state.read()})
         if reason:
             self.info["peak_rss_reason"] = reason
         return self.info
@@ -96,14 +96,18 @@ def bench(archive: Any, options: Any) -> dict[str, Any]:
     """
     if not 0 < options.percentile < 100:
         raise usage(f"--percentile must be between 0 and 100, got {options.percentile}")
-    subject = Subject(archive, options.inputs, options.threads)
-    subject.info["warm_up_s"] = subject.warm_up(options.warm_up, options.warm_up_seconds, options.max_seconds)
-    rule = StopRule(options.percentile, options.min_seconds, options.max_seconds)
-    samples: list[float] = []
-    started = time.perf_counter()
-    while not samples or not rule.ends(samples, time.perf_counter() - started):
-        samples.append(subject.once())
-    return {**subject.finish(), "samples_s": samples, **rule.told(samples)}
+    with watch.Beside(archive.path, options.threads) as beside:
+        subject = Subject(archive, options.inputs, options.threads)
+        beside.ready()
+        subject.info["warm_up_s"] = subject.warm_up(options.warm_up, options.warm_up_seconds, options.max_seconds)
+        rule = StopRule(options.percentile, options.min_seconds, options.max_seconds)
+        samples: list[float] = []
+        beside.begin()
+        started = time.perf_counter()
+        while not samples or not rule.ends(samples, time.perf_counter() - started):
+            samples.append(subject.once())
+        during = beside.end()
+    return {**subject.finish(during), "samples_s": samples, **rule.told(samples)}
 
 
 class StopRule:
@@ -157,16 +161,20 @@ def serve(archive: Any, options: Any) -> None:
 
     Between the blocks the process sleeps on stdin, so that another one can be measured. Ends with stdin.
     """
-    subject = Subject(archive, options.inputs, options.threads)
-    subject.info["warm_up_s"] = subject.warm_up(options.warm_up, options.warm_up_seconds, options.max_seconds)
-    output.emit({"ready": True})
-    for line in sys.stdin:
-        try:
-            wanted = float(line)
-        except ValueError:
-            raise usage(f"a line on stdin must hold the seconds of a block, got {line.strip()!r}") from None
-        output.emit({"samples_s": subject.block(wanted)})
-    output.emit(subject.finish())
+    with watch.Beside(archive.path, options.threads) as beside:
+        subject = Subject(archive, options.inputs, options.threads)
+        beside.ready()
+        subject.info["warm_up_s"] = subject.warm_up(options.warm_up, options.warm_up_seconds, options.max_seconds)
+        beside.begin()
+        output.emit({"ready": True})
+        for line in sys.stdin:
+            try:
+                wanted = float(line)
+            except ValueError:
+                raise usage(f"a line on stdin must hold the seconds of a block, got {line.strip()!r}") from None
+            output.emit({"samples_s": subject.block(wanted)})
+        during = beside.end()
+    output.emit(subject.finish(during))
 
 
 def samples_of(archive: Any, inputs: str) -> Samples:

@@ -88,6 +88,10 @@ def _dispatch(options: argparse.Namespace, archive: Any) -> int:
         return _selftest(options, archive)
     if options.command == "bench":
         _bench(options, archive)
+    elif options.command == "state" and options.watch:
+        from . import watch
+
+        watch.serve(options.interval)
     else:
         output.emit(*_result(options, archive))
     return 0
@@ -140,7 +144,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python3 X.edge", description="A model that was made for this device.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="print the manifest")
-    commands.add_parser("state", help="print what this device is and how it does")
+    state = commands.add_parser("state", help="print what this device is and how it does")
+    state.add_argument("--watch", action="store_true", help="a line every interval, until stdin ends")
+    state.add_argument("--interval", type=_seconds, default=1.0)
     selftest = commands.add_parser("selftest", help="compare with the outputs from where the bundle was built")
     selftest.add_argument("--json", action="store_true")
     bench = commands.add_parser("bench", help="measure the latency of single inferences")

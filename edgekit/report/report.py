@@ -144,7 +144,8 @@ class DeviceInfo(_Value):
 class Result(_Value):
     """One bundle: what it is, where it was measured and how it did.
 
-    `invalid` says why timings don't count (a throttled device, for one) and is empty where they do.
+    `invalid` says why timings don't count (a throttled device, for one) and is empty where they do;
+    `absolute_invalid` why absolute times don't, though interleaved comparisons do (other load).
     `size_bytes` counts the compiled model's files alone, `bundle_bytes` the whole `.edge` file.
     """
 
@@ -155,6 +156,7 @@ class Result(_Value):
     status: Status
     reason: str = ""
     invalid: str = ""
+    absolute_invalid: str = ""
     measured_on: str | None = None
     device: DeviceInfo | None = None
     bundle: str | None = None

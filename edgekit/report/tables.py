@@ -103,7 +103,8 @@ def _result(report: Report, result: Result) -> Markup:
     where = el("small", f"{'' if result.status == 'measured' else 'scored '}on {result.measured_on}")
     where = where if result.measured_on else Markup("")
     invalid = el("small", f"timing invalid: {result.invalid}") if result.invalid else None
-    status = el("td", state, where, invalid, class_="t")
+    busy = f"absolute times don't count: {result.absolute_invalid}" if result.absolute_invalid else ""
+    status = el("td", state, where, invalid, el("small", busy) if busy else None, class_="t")
     return el("tr", name, status, [el("td", cell) for cell in cells], class_="ships" if result.ships else None)
 
 

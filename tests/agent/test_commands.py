@@ -228,7 +228,9 @@ def test_bench_takes_the_samples_that_its_percentile_needs(bundle: Bundle, perce
     assert info["load_s"] > 0 and info["first_inference_s"] > 0 and info["peak_rss_bytes"] > 1e7
     assert info["distinct_inputs"] == 8 and len(info["warm_up_s"]) >= 5
     assert set(info["versions"]) == {"onnxruntime", "numpy", "python"}
-    assert set(info["state"]) == {"before", "after"} and "load_average" in info["state"]["before"]
+    seen = info["state"]
+    assert set(seen) == {"before", "during", "after", "timed_s", "other_load", "watch"} and seen["during"]
+    assert seen["before"]["boot_id"] == seen["after"]["boot_id"] and seen["timed_s"][0] <= seen["timed_s"][1]
 
 
 def test_bench_lasts_its_least_time(bundle: Bundle) -> None:
