@@ -27,7 +27,7 @@ AGENT = Path(__file__).parent / "agent"
 RUNNER_FILES: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime.py",),
     "openvino": ("openvino.py",),
-    "litert": ("litert.py", "tflite_check.py"),
+    "litert": ("litert.py",),
     "tensorrt": ("tensorrt.py", "tensorrt_build.py", "cudart.py"),
 }
 """What of `agent/runners` travels in a bundle of each backend."""

@@ -71,7 +71,7 @@ class LiteRT:
             files={ENTRY: path},
             entry=ENTRY,
             placement=finish.placement(content, reasons),
-            runner={"runtimes": ["ai-edge-litert", *([] if refused else ["tflite-runtime"])]},
+            runner={"runtimes": ["ai-edge-litert", *([] if refused else ["tflite-runtime"])], **_refused(refused)},
             versions=_versions(),
             steps=finish.output_steps(content),
             notes=tuple(notes),
@@ -124,9 +124,14 @@ class LiteRT:
                     )
 
 
+def _refused(reason: str | None) -> dict[str, Any]:
+    """For the runner in the bundle, which refuses that runtime with these words."""
+    return {"refused": {"tflite-runtime": reason}} if reason else {}
+
+
 def tflite_runtime_refusal(content: bytes) -> str | None:
     """Why tflite-runtime 2.14 must not run this .tflite, naming the operator; None if it may."""
-    from edgekit.agent.runners.tflite_check import refusal
+    from edgekit.backends._tflite_check import refusal
 
     return refusal(content)
 

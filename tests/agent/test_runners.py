@@ -79,6 +79,13 @@ def test_litert_takes_a_batch_sample_by_sample(tmp_path: Path) -> None:
     assert "ai-edge-litert" in info["versions"]
 
 
+def test_litert_refuses_the_package_that_the_bundle_was_found_wrong_for(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    manifest = {"entry": "model.tflite", "runner": {"refused": {"ai-edge-litert": "the MUL that makes 'x'"}}}
+    with pytest.raises(Failure, match=r"ai-edge-litert .* would run this model wrongly: the MUL that makes 'x'"):
+        make_runner(tmp_path, {"backend": "litert", **manifest}, 1, 1)
+
+
 def tensorrt_manifest(package: str) -> dict:
     entry = (TensorEntry(name="image", dtype="float32", shape=("batch", 1, 8, 8)),)
     runner = {"package": package, "shapes": {"image": [[1, 1, 8, 8], [1, 1, 8, 8], [8, 1, 8, 8]]}}

@@ -15,11 +15,11 @@ import pytest
 import wild
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.agent.runners import tflite_check
 from edgekit.backends import Job
 from edgekit.backends import _litert_convert as converter
 from edgekit.backends import _litert_flatbuffer as fb
 from edgekit.backends import _litert_run as run
+from edgekit.backends import _tflite_check as tflite_check
 from edgekit.backends._litert_decide import decide
 from edgekit.backends._litert_finish import rename
 from edgekit.backends._litert_match import match, onnx_tensors

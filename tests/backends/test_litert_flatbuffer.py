@@ -1,16 +1,12 @@
 """Reading and writing .tflite files, quantizing one by hand, and what tflite-runtime must not be given."""
 
-import ast
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import wild
 
-from edgekit.agent.runners import tflite_check
 from edgekit.backends import _litert_flatbuffer as fb
 from edgekit.backends import _litert_run as run
+from edgekit.backends import _tflite_check as tflite_check
 from edgekit.backends._litert_finish import finite, output_steps, placement
 from edgekit.backends._litert_match import fingerprint
 from edgekit.backends._litert_quantize import KERNELS, Decision, S8Grid, data_inputs, grid_of, rewrite
@@ -204,12 +200,3 @@ def test_damaged_and_foreign_files_are_refused(tmp_path, resnet8):
     assert "damaged" in (tflite_check.refusal(resnet8[:40]) or "")
     (tmp_path / "empty.tflite").write_bytes(b"")
     assert tflite_check.refusal(str(tmp_path / "empty.tflite")) == "this is no .tflite file"
-
-
-def test_the_check_runs_on_the_oldest_python_of_a_board():
-    """Python 3.9 syntax, and nothing but the standard library."""
-    source = Path(tflite_check.__file__).read_text(encoding="utf-8")
-    tree = ast.parse(source, feature_version=(3, 9))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names

@@ -47,12 +47,10 @@ class Runner:
         package, module = runtime(manifest)
         path = folder / manifest["entry"]
         version = metadata.version(package)
-        if package == "tflite-runtime":
-            from .tflite_check import refusal
-
-            reason = refusal(path)
-            if reason:
-                raise Failure(USAGE, f"tflite-runtime {version} would run this model wrongly: {reason}")
+        # Found where the bundle was built, by reading the model: the runtime itself gives wrong numbers without a word.
+        reason = manifest["runner"].get("refused", {}).get(package)
+        if reason:
+            raise Failure(USAGE, f"{package} {version} would run this model wrongly: {reason}")
         try:
             self.interpreter = module.Interpreter(model_path=str(path), num_threads=threads)
             self.interpreter.allocate_tensors()

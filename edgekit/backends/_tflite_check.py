@@ -1,16 +1,18 @@
+# ruff: noqa: UP031
 """What tflite-runtime 2.14, the last of its line, cannot run or runs wrongly, read from the .tflite file itself.
 
 It gives NaN on 4-bit weights and, for many models, wrong numbers without a word where weights are 8-bit and
 activations float: all of that kind are refused, because the file does not tell which.
-This module reads the flatbuffer with the standard library alone, because it must work on the device, before the
-runtime sees the file. Slots are those of the schema of TensorFlow Lite, version 3.
+This module reads the flatbuffer with the standard library alone, where the bundle is built; its runner refuses on the
+device by what was found. Slots are those of the schema of TensorFlow Lite, version 3.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator, Optional, Union
+from typing import Any
 
 VERSION = "2.14"
 
@@ -96,7 +98,7 @@ class _Table:
     def has(self, slot: int) -> bool:
         return bool(self._target(slot))
 
-    def table(self, slot: int) -> Optional["_Table"]:
+    def table(self, slot: int) -> _Table | None:
         place = self._target(slot)
         return _Table(self.data, place) if place else None
 
@@ -107,7 +109,7 @@ class _Table:
         length = struct.unpack_from("<I", self.data, place)[0]
         return self.data[place + 4 : place + 4 + length].decode("utf-8", "replace")
 
-    def tables(self, slot: int) -> Iterator["_Table"]:
+    def tables(self, slot: int) -> Iterator[_Table]:
         place = self._target(slot)
         for i in range(struct.unpack_from("<I", self.data, place)[0] if place else 0):
             at = place + 4 + 4 * i
@@ -119,7 +121,7 @@ class _Table:
         return list(struct.unpack_from("<%di" % count, self.data, place + 4)) if count else []
 
 
-def refusal(model: Union[str, Path, bytes]) -> Optional[str]:
+def refusal(model: str | Path | bytes) -> str | None:
     """Why tflite-runtime must not run a .tflite file (a path, or its bytes), naming the operator; None if it may."""
     data = model if isinstance(model, bytes) else Path(model).read_bytes()
     try:
@@ -131,7 +133,7 @@ def refusal(model: Union[str, Path, bytes]) -> Optional[str]:
         return "this .tflite file is damaged (%s)" % error
 
 
-def _model(root: _Table) -> Optional[str]:
+def _model(root: _Table) -> str | None:
     codes = [_code(table) for table in root.tables(1)]
     filled = [buffer.has(0) or buffer.number(1, "Q") > 1 for buffer in root.tables(4)]
     for graph in root.tables(2):
@@ -148,7 +150,7 @@ def _code(table: _Table) -> Any:
     return max(table.number(0, "b"), table.number(3, "i")), table.number(2, "i", 1)
 
 
-def _operator(code: int, version: int, operator: _Table, tensors: Any, filled: Any) -> Optional[str]:
+def _operator(code: int, version: int, operator: _Table, tensors: Any, filled: Any) -> str | None:
     outputs = operator.integers(2)
     made = tensors[outputs[0]].text(3) if outputs else "?"
     use = "use ai-edge-litert instead"
