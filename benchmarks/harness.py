@@ -96,7 +96,7 @@ def main() -> None:
             if job.backend == "openvino" and options.app_rounds:
                 taken["benchmark_app"] = rounds_of(replace(job, block_s=1.0), benchmark_app, options.app_rounds)
             lines += [row(path, name, rounds) for name, rounds in taken.items()]
-    print("\n".join(lines))
+            print("\n".join(lines[-len(taken) :]), flush=True)
     if options.out:
         options.out.write_text("\n".join(lines) + "\n")
 
@@ -143,7 +143,8 @@ def row(path: Path, name: str, taken: Sequence[tuple[list[float], ...]]) -> str:
     agent = [second for a1, _, _, a2 in taken for second in (*a1, *a2)]
     peer = [second for _, b1, b2, _ in taken for second in (*b1, *b2)]
     fast = f"{np.quantile(agent, 0.1) / np.quantile(peer, 0.1):.4f}" if len(peer) > 2 * len(taken) else ""
-    verdict = "within 3 %" if abs(ratio - 1) <= TARGET else "**off**"
+    inside, outside = max(high - 1, 1 - low) <= TARGET, low > 1 + TARGET or high < 1 - TARGET
+    verdict = f"within {TARGET:.0%}" if inside else "**off**" if outside else "too noisy to tell"
     return (
         f"| {path.stem} | {name} | {median(agent) * 1e3:.3f} ms | {median(peer) * 1e3:.3f} ms | {ratio:.4f} "
         f"| {low:.4f} to {high:.4f} | {single[0]:.3f} to {single[-1]:.3f} | {fast} | {verdict} |"
