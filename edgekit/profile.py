@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,7 +146,7 @@ class Profiler:
                 "load_s": info.get("load_s"),
                 "first_inference_s": info.get("first_inference_s"),
                 "peak_rss_bytes": info.get("peak_rss_bytes"),
-                "energy_reason": "this run does not measure energy",
+                **_energy(info.get("energy")),
                 "notes": (*result.notes, *_doubts(info)),
             }
         )
@@ -178,6 +178,16 @@ class Profiler:
                 write_samples(np.asarray(ratio.rounds), path)
                 found.append(_paired(vs, f"p{percent}", ratio, self.space.relative(path)))
         return result.model_copy(update={"paired": (*result.paired, *found)})
+
+
+def _energy(seen: Any) -> dict[str, Any]:
+    """The fields of a result for what the agent's `energy` told."""
+    if not isinstance(seen, Mapping):
+        return {"energy_reason": "this device does not measure energy"}
+    if seen.get("gross_j") is None:
+        return {"energy_reason": str(seen.get("reason", "the device gave no reason"))}
+    meter = f"{seen.get('meter')}{' (estimate)' if seen.get('estimate') else ''}: {', '.join(seen.get('rails', ()))}"
+    return {"energy_j": seen["gross_j"], "energy_net_j": seen.get("net_j"), "energy_meter": meter}
 
 
 def _doubts(info: Any) -> list[str]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edgekit.devices import Bench, Pairs
 from edgekit.errors import ExitCode, MeasurementInvalidError
-from edgekit.profile import Profiler
+from edgekit.profile import Profiler, _energy
 from edgekit.report.report import Result
 from edgekit.validity import OTHER_LOAD_CPUS, judge_pairs, judge_state
 
@@ -167,6 +167,20 @@ def test_a_latency_beside_other_load_is_marked(tmp_path: Path) -> None:
     result = profiler(tmp_path, state(others=0.9)).timing(BUNDLES[0], BUILT)
     assert result.status == "measured" and result.latency_s and not result.invalid
     assert result.absolute_invalid == "other processes used 0.90 processors meanwhile (cc1)"
+
+
+@pytest.mark.parametrize(
+    ("told", "field", "value"),
+    [
+        ({"gross_j": 0.5, "net_j": 0.2, "meter": "PMIC", "rails": ["A", "B"], "estimate": True}, "energy_j", 0.5),
+        ({"gross_j": 0.5, "net_j": 0.2, "meter": "PMIC", "rails": ["A", "B"], "estimate": True}, "energy_net_j", 0.2),
+        ({"gross_j": 0.5, "meter": "PMIC", "rails": ["A"], "estimate": True}, "energy_meter", "PMIC (estimate): A"),
+        ({"gross_j": None, "reason": "no meter of energy"}, "energy_reason", "no meter of energy"),
+        (None, "energy_reason", "this device does not measure energy"),
+    ],
+)
+def test_energy_goes_to_the_report(told: Any, field: str, value: Any) -> None:
+    assert _energy(told)[field] == value
 
 
 def test_a_comparison_on_a_hot_board_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,4 @@
-"""What only some boards tell: Raspberry Pi (firmware) and Jetson (power mode, rails, over-current events).
-
-Sources: Raspberry Pi documentation (vcgencmd), NVIDIA Jetson Linux Developer Guide (Platform Power and Performance),
-Linux kernel documentation (hwmon ina3221, thermal sysfs API). None of it was seen on a board yet.
-"""
+"""What only some boards tell, by the documentation of Raspberry Pi, NVIDIA (Jetson Linux) and the kernel (hwmon)."""
 
 from __future__ import annotations
 
@@ -29,7 +25,7 @@ OVER_CURRENT = {"oc1": "under-voltage", "oc2": "average over-current", "oc3": "i
 
 
 def board(system: System) -> dict[str, Any]:
-    """`{"kind", "model"}`: by the device tree, and where there is none by the product name of the firmware (DMI)."""
+    """`{"kind", "model"}` by the device tree, else by the product name of the firmware (DMI)."""
     for path in ("proc/device-tree/model", "sys/firmware/devicetree/base/model"):
         try:
             model = system.text(path)
@@ -124,7 +120,7 @@ def rails(system: System) -> dict[str, float]:
 
 
 def gpu_mhz(system: System) -> float:
-    """The clock of a Jetson's GPU, by the name of its device-tree node (its address is part of the folder's name)."""
+    """The clock of a Jetson's GPU, by the name of its device-tree node."""
     _only(system, "jetson")
     for path in system.find("sys/class/devfreq/*/cur_freq"):
         folder = path[: -len("/cur_freq")]

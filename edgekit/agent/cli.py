@@ -1,4 +1,4 @@
-"""The bundle's command line: `python3 X.edge selftest | bench | cold | memory | layers | run | info | state`.
+"""The bundle's command line: `python3 X.edge selftest | bench | cold | memory | layers | energy | run | info | state`.
 
 Exit codes: 0 done · 1 the selftest found a difference · 2 usage · 5 out of memory or a full disk · 6 the runtime is
 missing · 8 the bundle is damaged · 70 a bug · 130 interrupted.
@@ -91,7 +91,7 @@ def _dispatch(options: argparse.Namespace, archive: Any) -> int:
     elif options.command == "state" and options.watch:
         from . import watch
 
-        watch.serve(options.interval)
+        watch.serve(options.interval, options.power)
     else:
         output.emit(*_result(options, archive))
     return 0
@@ -110,6 +110,10 @@ def _result(options: argparse.Namespace, archive: Any) -> tuple[Any, ...]:
 
         result = layers.layers(archive, options)
         return result, None if options.json else layers.table(result)
+    if options.command == "energy":
+        from . import power
+
+        return (power.energy(archive, options),)
     if options.command in ("cold", "memory"):
         from . import fresh
 
@@ -146,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("info", help="print the manifest")
     state = commands.add_parser("state", help="print what this device is and how it does")
     state.add_argument("--watch", action="store_true", help="a line every interval, until stdin ends")
+    state.add_argument("--power", action="store_true", help=argparse.SUPPRESS)
     state.add_argument("--interval", type=_seconds, default=1.0)
     selftest = commands.add_parser("selftest", help="compare with the outputs from where the bundle was built")
     selftest.add_argument("--json", action="store_true")
@@ -168,14 +173,18 @@ def _parser() -> argparse.ArgumentParser:
     layers.add_argument("--json", action="store_true")
     layers.add_argument("--repeat", type=_positive, default=50, help="inferences")
     layers.add_argument("--max-seconds", type=_seconds, default=10.0)
-    for command in (bench, cold, memory, layers):
+    energy = commands.add_parser("energy", help="joules of one inference, where the device has a meter")
+    energy.add_argument("--windows", type=_positive, default=5)
+    energy.add_argument("--window-seconds", type=_seconds, default=10.0)
+    energy.add_argument("--idle-seconds", type=_seconds, default=10.0)
+    for command in (bench, cold, memory, layers, energy):
         command.add_argument("--inputs", default="", help=".npy or .npz; the golden inputs otherwise")
     run = commands.add_parser("run", help="all samples of a file through the model")
     run.add_argument("--inputs", required=True, help="raw or preprocessed samples: .npy, or .npz for several inputs")
     run.add_argument("--outputs", required=True, help=".npy, or .npz for several outputs")
     run.add_argument("--batch", type=_positive, default=1, help="samples in one call, where the model allows it")
     run.add_argument("--progress", action="store_true", help="lines of JSON on stderr")
-    for command in (selftest, bench, cold, memory, layers, run):
+    for command in (selftest, bench, cold, memory, layers, energy, run):
         command.add_argument("--threads", type=_threads, default=1)
         command.add_argument("--affinity", type=_processors, help="processors to run on, such as 0,1")
     return parser

@@ -29,14 +29,13 @@ CPUS = "sys/devices/system/cpu"
 def read(root: str = "/", run: Callable[[Sequence[str]], str] | None = None) -> dict[str, Any]:
     """What moves, every field a value or null; `reasons` says why a field is null.
 
-    `root` holds `proc`, `sys` and `etc`; `run` answers commands (see `system.System`). Units are in the names;
-    `cpu_mhz`, `cpu_min_mhz` and `cpu_max_mhz` have one entry a processor.
+    `root` and `run` are those of `system.System`. Units are in the names; clocks have one entry a processor.
     """
     return _read(System(root, run), {**MOVING, **STANDING})
 
 
 def glance(root: str = "/", run: Callable[[Sequence[str]], str] | None = None) -> dict[str, Any]:
-    """What moves from second to second: files alone where the board has them, cheap enough to read beside a timing."""
+    """What moves from second to second: cheap enough to read beside a timing."""
     return _read(System(root, run), MOVING)
 
 

@@ -15,11 +15,7 @@ class UnknownError(ValueError):
 
 
 def command(arguments: Sequence[str]) -> str:
-    """What a command of the device prints.
-
-    Raises:
-        UnknownError: it is not installed, failed or did not answer in `COMMAND_S` seconds.
-    """
+    """What a command of the device prints; an UnknownError where it is missing, fails or is silent too long."""
     try:
         done = subprocess.run(
             list(arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_S, check=False
@@ -48,11 +44,7 @@ class System:
         self.run = run or (command if root == "/" else _elsewhere)
 
     def text(self, path: str) -> str:
-        """The content of a file, without blanks and NULs at its ends.
-
-        Raises:
-            UnknownError: it is not there or cannot be read.
-        """
+        """The content of a file, without blanks and NULs at its ends; an UnknownError where it cannot be read."""
         try:
             return (self.root / path).read_bytes().decode("utf-8", "replace").strip("\0 \n\t")
         except OSError as error:
@@ -72,7 +64,7 @@ class System:
         return sorted(found, key=lambda path: (len(path), path))
 
     def hwmon(self, name: str) -> list[str]:
-        """Folders under sys/class/hwmon of the driver `name`: their numbers change from boot to boot, names do not."""
+        """Folders of the driver `name`: the numbers under sys/class/hwmon change from boot to boot."""
         return [path[: -len("/name")] for path in self.find("sys/class/hwmon/hwmon*/name") if self._is(path, name)]
 
     def _is(self, path: str, text: str) -> bool:

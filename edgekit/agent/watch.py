@@ -10,23 +10,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import load, output, state
+from .system import System, UnknownError
 
 INTERVAL_S = 1.0
 READY_S = 10.0
 NICENESS = 10
 
 
-def serve(interval: float) -> None:
-    """One sample every `interval` seconds until stdin ends: with the process that measures, this one ends too."""
+def serve(interval: float, power: bool = False) -> None:
+    """One sample every `interval` seconds until stdin ends: with the process that measures, this one ends too.
+
+    A sample is the state, or, with `power`, what the device's meter of power shows (`watts`).
+    """
+    look = _meter() if power else _state
     begun = time.monotonic()
     for turn in range(1, sys.maxsize):
-        seen = state.glance()
-        reasons = seen.pop("reasons")
-        line = {"time_s": time.monotonic(), **{name: value for name, value in seen.items() if name not in reasons}}
+        line = look()
         output.emit({**line, "watcher_cpu_s": time.process_time()})
         # Not sleep(interval): a sample takes its time, and they would drift.
         left = max(0.0, begun + turn * interval - time.monotonic())
@@ -34,20 +37,41 @@ def serve(interval: float) -> None:
             return
 
 
+def _state() -> dict[str, Any]:
+    seen = state.glance()
+    reasons = seen.pop("reasons")
+    return {"time_s": time.monotonic(), **{name: value for name, value in seen.items() if name not in reasons}}
+
+
+def _meter() -> Callable[[], dict[str, Any]]:
+    from . import power
+
+    source = power.meter(System())
+
+    def look() -> dict[str, Any]:
+        start = time.monotonic()
+        try:
+            watts = {"watts": source.watts()}
+        except UnknownError:  # one reading that failed leaves a gap
+            watts = {}
+        return {"time_s": (start + time.monotonic()) / 2, **watts}
+
+    return look
+
+
 class Watch:
     """Samples of the state from another process, on a processor that the measurement leaves free where there is one.
 
-    Its lines go to a file without a name, so that the measuring process does nothing for them until `stop`. It has a
-    lower priority, so that on a single processor the measurement comes first. A watch that does not work is told by
-    `info["reason"]`, and is no reason to stop measuring.
+    Its lines go to a file without a name: the measuring process does nothing for them until `stop`. Its priority is
+    lower. A watch that does not work is told by `info["reason"]`, and is no reason to stop measuring.
     """
 
-    def __init__(self, bundle: str, interval: float = INTERVAL_S, threads: int = 1) -> None:
+    def __init__(self, bundle: str, interval: float = INTERVAL_S, threads: int = 1, power: bool = False) -> None:
         self.info: dict[str, Any] = {"interval_s": interval, "affinity": None}
         self.lines = tempfile.TemporaryFile()  # noqa: SIM115  (closed by stop)
         try:
             self.process: Any = subprocess.Popen(
-                [sys.executable, "-B", bundle, "state", "--watch", f"--interval={interval}"],
+                [sys.executable, "-B", bundle, "state", "--watch", f"--interval={interval}", *["--power"] * power],
                 stdin=subprocess.PIPE,
                 stdout=self.lines,
                 stderr=subprocess.DEVNULL,
@@ -111,11 +135,7 @@ class Beside:
         self.window, self.began = load.Window(self.watch.own), time.monotonic()
 
     def end(self) -> dict[str, Any]:
-        """The timing has ended.
-
-        `timed_s` holds the monotonic times of its begin and end, `during` the samples, `other_load` what
-        `load.Window` tells, `watch` how the watching went.
-        """
+        """The timing has ended: its monotonic times, the samples, what `load.Window` tells, how the watching went."""
         ended = time.monotonic()
         other = self.window.told() if self.window else {"others_cpus": None, "reason": "the timing never began"}
         during = self.watch.stop()
@@ -129,10 +149,7 @@ class Beside:
 
 
 def _step_aside(pid: int, threads: int) -> list[int] | None:
-    """Bind the watcher where the measurement does not run; None where that is not known or not possible.
-
-    Free are processors outside the affinity of this process; else, where it has more of them than threads, the last.
-    """
+    """Bind the watcher outside the affinity of this process; else to its last processor, if it has one to spare."""
     with contextlib.suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
     if not hasattr(os, "sched_setaffinity"):

@@ -22,7 +22,7 @@ def gather(
     min_seconds: float,
     max_seconds: float,
 ) -> Bench:
-    """Latency, then cold starts, then peak memory: none of them disturbs another.
+    """Latency, then cold starts, peak memory, and energy where there is a meter: none of them disturbs another.
 
     Args:
         ask: runs one command of the agent in a fresh process on the device and returns its JSON.
@@ -39,6 +39,7 @@ def gather(
     info = ask(["bench", "--json", *rule, *common])
     cold = ask(["cold", f"--repeat={COLD_REPEAT}", f"--max-seconds={COLD_S}", *common])
     memory = ask(["memory", f"--max-seconds={MEMORY_S}", *common])
+    energy = ask(["energy", *common])
     loads = zip(cold["import_s"]["samples"], cold["load_s"]["samples"], strict=True)
     info |= {
         "load_s": statistics.median(imported + loaded for imported, loaded in loads),
@@ -46,5 +47,6 @@ def gather(
         "peak_rss_bytes": memory["peak_rss_bytes"],
         "cold": cold,
         "memory": memory,
+        "energy": energy,
     }
     return Bench(tuple(info.pop("samples_s")), info)

@@ -171,6 +171,8 @@ class Result(_Value):
     first_inference_s: Number = None
     peak_rss_bytes: int | None = None
     energy_j: Number = None
+    energy_net_j: Number = None
+    energy_meter: str = ""
     energy_reason: str = ""
     int8_nodes: int | None = None
     float_nodes: int | None = None
