@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
+from typing import Any, TypeGuard
 
 from edgekit.errors import MeasurementInvalidError
 
@@ -106,10 +105,7 @@ def _throttled(looks: Sequence[Mapping[str, Any]]) -> list[str]:
     if any(value is True for value in _values(looks, "under_voltage")) and "under-voltage" not in now:
         reasons.append("the board reported: under-voltage")
     slowed = {
-        name
-        for one in _values(looks, "cooling")
-        for name, by in _mapping(one).items()
-        if isinstance(by, Real) and float(by) > 0
+        name for one in _values(looks, "cooling") for name, by in _mapping(one).items() if _real(by) and float(by) > 0
     }
     if slowed:
         reasons.append(f"the kernel lowered a clock to cool the device ({', '.join(sorted(map(str, slowed)))})")
@@ -120,19 +116,19 @@ def _grown(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Counters since boot: only their growth from before to after is about this measurement."""
     first, last = before.get("throttle_events"), after.get("throttle_events")
     reasons = []
-    if isinstance(first, Real) and isinstance(last, Real) and float(last) > float(first):
+    if _real(first) and _real(last) and float(last) > float(first):
         reasons.append(f"the processor was slowed down by heat {float(last) - float(first):g} times")
     start, end = _mapping(before.get("over_current_events")), _mapping(after.get("over_current_events"))
     for name, count in end.items():
         known = start.get(name)
-        if isinstance(count, Real) and isinstance(known, Real) and float(count) > float(known):
+        if _real(count) and _real(known) and float(count) > float(known):
             reasons.append(f"the supply slowed the board down {float(count) - float(known):g} times ({name})")
     return reasons
 
 
 def _hot(looks: Sequence[Mapping[str, Any]], limit: float) -> list[str]:
     zones = [_mapping(value) for value in _values(looks, "temperature_c")]
-    readings = [(name, float(value)) for one in zones for name, value in one.items() if isinstance(value, Real)]
+    readings = [(name, float(value)) for one in zones for name, value in one.items() if _real(value)]
     # A zone of a power chip may report a constant, one of a disk or a radio says nothing about the processor.
     chip = [reading for reading in readings if _CHIP.search(str(reading[0]))] or readings
     name, value = max(chip, key=lambda reading: reading[1], default=("", 0.0))
@@ -165,11 +161,16 @@ def _dropped(before: Mapping[str, Any], looks: Sequence[Mapping[str, Any]]) -> l
 
 def _busy(other: Mapping[str, Any]) -> list[str]:
     used = other.get("others_cpus")
-    if not isinstance(used, Real) or float(used) <= OTHER_LOAD_CPUS:
+    if not _real(used) or float(used) <= OTHER_LOAD_CPUS:
         return []
     shown = [_mapping(one) for one in _listed(other.get("processes"))]
     names = ", ".join(str(one.get("name")) for one in shown)
     return [f"other processes used {float(used):.2f} processors meanwhile" + (f" ({names})" if names else "")]
+
+
+def _real(value: Any) -> TypeGuard[float]:
+    """Whether a device gave a number that can be computed with: no NaN, and nothing beyond what a float holds."""
+    return isinstance(value, (int, float)) and abs(value) < 1e300
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -181,7 +182,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _numbers(value: Any) -> list[float]:
-    return [float(one) for one in _listed(value) if isinstance(one, Real)]
+    return [float(one) for one in _listed(value) if _real(one)]
 
 
 def _values(looks: Sequence[Mapping[str, Any]], name: str) -> list[Any]:

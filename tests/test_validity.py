@@ -106,7 +106,7 @@ def test_a_boot_between_two_looks_of_a_comparison() -> None:
 
 
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    st.none() | st.booleans() | st.floats() | st.integers() | st.just(10**400) | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*GOOD, "now", "x"]), inner, max_size=4)
     ),
