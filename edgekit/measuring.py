@@ -11,7 +11,7 @@ from edgekit.assess import Oracle
 from edgekit.backends import BACKENDS
 from edgekit.building import Outcome
 from edgekit.context import Progress
-from edgekit.devices import DEVICES
+from edgekit.devices import open_device
 from edgekit.errors import DeviceError, MeasurementInvalidError, MissingDependencyError, UsageError
 from edgekit.model import Role
 from edgekit.profile import Profiler
@@ -82,7 +82,7 @@ class Measuring:
     def _profiler(self, planned: PlannedTarget) -> Profiler:
         name, threads = planned.device or "local", planned.threads
         if (name, threads) not in self.profilers:
-            device = resolve("device", name, DEVICES, "edgekit.devices")()
+            device = open_device(name)
             looks = tuple(look for look in (self.rounds // 4, self.rounds // 2, self.rounds) if look >= 4)
             self.profilers[name, threads] = Profiler(
                 device, self.space, self.oracle, self.progress, threads, looks, self.percentile, self.answers
@@ -98,7 +98,7 @@ def unlike(planned: PlannedTarget) -> str | None:
     """
     if planned.device is None:
         return None
-    target, described = planned.target, resolve("device", planned.device, DEVICES, "edgekit.devices")().describe()
+    target, described = planned.target, open_device(planned.device).describe()
     arch, has = described.get("arch", target.arch), set(described.get("features", ()))
     if arch != target.arch:
         raise UsageError(

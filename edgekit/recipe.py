@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from edgekit.backends import BACKENDS
 from edgekit.clauses import Clause, check
 from edgekit.datasource import ImageSettings, PreprocessSettings
-from edgekit.devices import DEVICES
+from edgekit.devices import device_names
 from edgekit.errors import UsageError
 from edgekit.extras import unknown
 from edgekit.model import TensorSpec
@@ -272,8 +272,7 @@ def _target(document: Document, index: int, entry: TargetSettings, measure: Meas
             raise document.error(
                 where, f"target {target.name!r} has no backend {backend!r}. It has: {', '.join(target.backends)}."
             )
-    devices = places(DEVICES, "edgekit.devices")
-    if entry.device is not None and entry.device not in devices:
+    if entry.device is not None and entry.device not in (devices := device_names()):
         raise document.error((*place, "device"), unknown("device", entry.device, devices))
     return PlannedTarget(target, backends, entry.device, entry.threads or measure.threads)
 

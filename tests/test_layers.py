@@ -17,16 +17,16 @@ LAYERS = [
     {"bundle", "clauses", "context", "data", "datasource", "datasplits", "graph", "imagefolder", "metrics", "model",
      "prune", "pt2", "quant", "report", "sources", "target", "train", "validity"},
     {"backends", "devices", "recipe", "stages", "testing"},
-    {"advice", "assess", "building", "compare", "doctor", "emitting", "explain", "gate", "measuring", "pipeline",
-     "profile", "reporting", "ships", "workspace"},
+    {"advice", "assess", "building", "calibrating", "compare", "doctor", "emitting", "explain", "gate", "measuring",
+     "pipeline", "profile", "reporting", "ships", "workspace"},
     {"cli", "__main__"},
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 HEAVY = (
-    "accelerate", "ai_edge_litert", "ai_edge_quantizer", "jax", "litert_torch", "nncf", "onnx", "onnxruntime",
-    "onnxscript", "openvino", "pandas", "PIL", "scipy", "tensorrt", "tensorrt_rtx", "torch", "torch_pruning",
-    "transformers",
+    "accelerate", "ai_edge_litert", "ai_edge_quantizer", "asyncssh", "jax", "litert_torch", "nncf", "onnx",
+    "onnxruntime", "onnxscript", "openvino", "pandas", "PIL", "scipy", "tensorrt", "tensorrt_rtx", "torch",
+    "torch_pruning", "transformers",
 )  # fmt: skip
 
 
@@ -86,7 +86,7 @@ for words in {words!r}:
 
 def test_help_imports_nothing_heavy():
     assert not modules_after(INVOKE.format(words=[["--help"], ["--version"]])) & {*HEAVY, "numpy", "pydantic", "ruamel"}
-    verbs = [[verb, "--help"] for verb in ("run", "targets", "doctor", "schema", "bundle")]
+    verbs = [[verb, "--help"] for verb in ("run", "targets", "doctor", "schema", "bundle", "devices")]
     assert not modules_after(INVOKE.format(words=verbs)) & {*HEAVY, "numpy", "ruamel"}
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgekit.cli import bundle, doctor, explain, run, schema, targets
+from edgekit.cli import bundle, devices, doctor, explain, run, schema, targets
 
 app = typer.Typer(
     name="edgekit",
@@ -23,6 +23,7 @@ app.command("targets")(targets.targets)
 app.command("doctor")(doctor.doctor)
 app.command("schema")(schema.schema)
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(devices.app, name="devices")
 
 
 def _version(wanted: bool) -> None:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from edgekit.bundle import Bundle
+from edgekit.errors import UsageError
+from edgekit.extras import unknown
+from edgekit.registry import places, resolve
 
 DEVICES: dict[str, str] = {"local": "edgekit.devices.local:Local"}
-"""Name in a recipe -> class. Third parties add theirs under the entry point group `edgekit.devices`."""
+"""Name in a recipe -> class. Registered boards are known by their own names (`open_device`).
+Third parties add theirs under the entry point group `edgekit.devices`."""
+
+GROUP = "edgekit.devices"
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,9 @@ class Pairs:
 class Device(Protocol):
     """Puts a bundle somewhere, runs the agent there in a fresh process, brings the result back."""
 
-    name: ClassVar[str]
+    @property
+    def name(self) -> str:
+        """What a recipe and the command line call it."""
 
     def describe(self) -> Mapping[str, Any]:
         """`{"name", "fingerprint", ...}`: what must be equal for two measurements to be comparable."""
@@ -62,4 +70,36 @@ class Device(Protocol):
         """`a` and `b` in interleaved blocks, in two processes that never run at the same time."""
 
 
-__all__: Sequence[str] = ("DEVICES", "Bench", "Device", "Pairs", "Run")
+def device_names() -> tuple[str, ...]:
+    """What a recipe may say as `device`: edgekit's own, those of entry points, and the registered boards."""
+    from edgekit.devices.inventory import load_inventory
+
+    return tuple(sorted({*places(DEVICES, GROUP), *load_inventory()}))
+
+
+def open_device(name: str, *, wait: bool = False, kill_on_interrupt: bool = False) -> Device:
+    """The device `name`: a part of edgekit, one of an entry point, or a registered board.
+
+    `wait` queues behind another user of a board instead of refusing. `kill_on_interrupt` ends what runs on a board
+    when this process is interrupted; otherwise it goes on there, and the same call takes up its result.
+
+    Raises:
+        UsageError: nothing is called that; the message guesses what was meant.
+
+    >>> open_device("local").name
+    'local'
+    """
+    from edgekit.devices.inventory import load_inventory
+
+    if name in places(DEVICES, GROUP):
+        found: Device = resolve("device", name, DEVICES, GROUP)()
+        return found
+    boards = load_inventory()
+    if name not in boards:
+        raise UsageError(unknown("device", name, device_names()) + " `edgekit devices add` registers a board.")
+    from edgekit.devices.ssh import Ssh
+
+    return Ssh(name, boards[name], wait=wait, kill_on_interrupt=kill_on_interrupt)
+
+
+__all__: Sequence[str] = ("DEVICES", "Bench", "Device", "Pairs", "Run", "device_names", "open_device")

@@ -33,7 +33,7 @@ BLOCK_S = 0.15
 RUN_BATCH = 64
 """Samples in one call when accuracy is asked for; latency is always that of single inferences."""
 
-_ERRORS: dict[int, type[EdgekitError]] = {
+ERRORS: dict[int, type[EdgekitError]] = {
     1: DeviceError,
     2: UsageError,
     5: DeviceError,
@@ -201,7 +201,7 @@ class _Process:
             name = signal.Signals(-code).name
             guess = " (out of memory?)" if -code == signal.SIGKILL else ""
             return DeviceError(f"{self.path.name}: the process was ended by {name}{guess}. {told}".strip())
-        return _ERRORS.get(code, DeviceError)(f"{self.path.name}: {told or f'ended with code {code} and no message'}")
+        return ERRORS.get(code, DeviceError)(f"{self.path.name}: {told or f'ended with code {code} and no message'}")
 
 
 class _Server:

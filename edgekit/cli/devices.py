@@ -1,0 +1,180 @@
+"""`edgekit devices add|list|check|calibrate|remove|clean`: the boards that you own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgekit.cli.verb import Json, say, stdout_for_results, verb
+from edgekit.cli.wrap import labelled
+
+if TYPE_CHECKING:
+    from edgekit.devices.inventory import Entry
+    from edgekit.devices.registering import Checked
+
+app = typer.Typer(help="Register boards that have Linux, sshd and Python, and look after them.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="What the board is called here.", show_default=False)]
+WIDE = 14
+
+
+@app.command()
+@verb
+def add(
+    name: Name,
+    host: Annotated[
+        str, typer.Argument(help="[USER@]HOST, or an alias of ~/.ssh/config.", show_default=False, metavar="HOST")
+    ],
+    port: Annotated[int | None, typer.Option(help="The port of sshd.", show_default="~/.ssh/config, else 22")] = None,
+    python: Annotated[str, typer.Option(help="The Python on the board, 3.9 or later.")] = "python3",
+    folder: Annotated[str, typer.Option(help="The folder there that edgekit keeps to.")] = "~/.cache/edgekit-board",
+    target: Annotated[str | None, typer.Option(help="The target that it is one of.", show_default=False)] = None,
+    quota_mb: Annotated[int, typer.Option(help="The most that edgekit keeps there, in MB.")] = 4000,
+    emulated: Annotated[bool, typer.Option("--emulated", help="It is an emulator: never time it.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Always queue behind others who measure there.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of a board of that name.")] = False,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Look at the board first.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Register a board."""
+    from edgekit.devices.registering import add as register
+
+    user, _, host = host.rpartition("@")
+    values = {"host": host, "user": user or None, "port": port, "python": python, "folder": folder, "target": target}
+    entry = _entry({**values, "quota_mb": quota_mb, "emulated": emulated, "wait": wait})
+    with stdout_for_results():
+        seen = register(name, entry, check=check, replace=replace)
+    if as_json:
+        say(json.dumps(_value(seen), indent=2))
+    else:
+        say("\n".join([f"Registered {name}." if check else f"Registered {name}, unseen.", *_text(seen)[1:]]))
+
+
+@app.command("list")
+@verb
+def list_devices(as_json: Json = False) -> None:
+    """List the registered boards."""
+    from edgekit.devices.inventory import inventory_path, load_inventory
+
+    boards = load_inventory()
+    if as_json:
+        say(json.dumps({name: entry.model_dump(mode="json") for name, entry in boards.items()}, indent=2))
+    elif boards:
+        say("\n".join(line for name, entry in boards.items() for line in labelled(name, _where(entry), WIDE)))
+    else:
+        say(f"No boards in {inventory_path()}. `edgekit devices add NAME HOST` registers one.")
+
+
+@app.command()
+@verb
+def check(name: Name, as_json: Json = False) -> int:
+    """Look at a board, leaving no trace; ends with 5 if it cannot serve."""
+    from edgekit.devices.registering import check as look
+    from edgekit.errors import ExitCode
+
+    with stdout_for_results():
+        seen = look(name)
+    say(json.dumps(_value(seen), indent=2) if as_json else "\n".join(_text(seen)))
+    return ExitCode.DEVICE if seen.problems else ExitCode.PASS
+
+
+@app.command()
+@verb
+def calibrate(
+    name: Name,
+    bundle: Annotated[Path, typer.Argument(help="A .edge file that runs there.", show_default=False)],
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    wait: Annotated[bool, typer.Option("--wait", help="Queue behind whoever measures there.")] = False,
+    kill_on_interrupt: Annotated[
+        bool, typer.Option("--kill-on-interrupt", help="Ctrl-C ends what runs there; else it goes on.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure how finely a board tells models apart, by one against itself, and remember it."""
+    from edgekit.calibrating import calibrate as measure
+    from edgekit.cli.progress import progress_on_stderr
+
+    with stdout_for_results(), progress_on_stderr(quiet=quiet) as progress:
+        noise = measure(
+            name, bundle, threads=threads, wait=wait, kill_on_interrupt=kill_on_interrupt, progress=progress
+        )
+    if as_json:
+        say(json.dumps({"name": name, **noise.model_dump(mode="json")}, indent=2))
+    else:
+        say(
+            f"{name}: a model against itself after {noise.rounds} rounds: ± {noise.half_width:.2%}. "
+            f"Tolerances below {2 * noise.half_width:.2%} are refused there."
+        )
+
+
+@app.command()
+@verb
+def remove(name: Name, as_json: Json = False) -> None:
+    """Forget a board. `clean` it first: what lies on it stays there."""
+    from edgekit.devices.registering import remove as forget
+
+    entry = forget(name)
+    say(json.dumps({"removed": name, **entry.model_dump(mode="json")}, indent=2) if as_json else f"Removed {name}.")
+
+
+@app.command()
+@verb
+def clean(
+    name: Name,
+    force: Annotated[bool, typer.Option("--force", help="End jobs that run there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove all that edgekit left on a board: runtimes, bundles, results."""
+    from edgekit.devices.registering import clean as remove_all
+
+    with stdout_for_results():
+        freed = remove_all(name, force=force)
+    say(json.dumps({"name": name, "freed_bytes": freed}) if as_json else f"{name}: {freed / 1e6:.1f} MB freed.")
+
+
+def _entry(values: dict[str, Any]) -> Entry:
+    from pydantic import ValidationError
+
+    from edgekit.devices.inventory import Entry
+    from edgekit.errors import UsageError
+    from edgekit.yamlfile import explain
+
+    try:
+        return Entry.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{'.'.join(map(str, first['loc']))}: {explain(first, Entry)}") from None
+
+
+def _where(entry: Entry) -> str:
+    user, port = f"{entry.user}@" if entry.user else "", f":{entry.port}" if entry.port else ""
+    parts = [f"{user}{entry.host}{port}"]
+    parts += [f"target {entry.target}"] if entry.target else []
+    parts += ["emulated"] if entry.emulated else []
+    parts += [f"noise {entry.noise.half_width:.2%}"] if entry.noise else []
+    return ", ".join(parts)
+
+
+def _value(seen: Checked) -> dict[str, Any]:
+    entry = seen.entry.model_dump(mode="json")
+    return {"name": seen.name, "entry": entry, "facts": dict(seen.facts), "problems": list(seen.problems)}
+
+
+def _text(seen: Checked) -> list[str]:
+    facts = seen.facts
+    lines = [f"{seen.name}: {_where(seen.entry)}"]
+    if facts:
+        has = ", ".join(facts["runtimes"]) or "none, edgekit brings them"
+        rows = [
+            ("processor", f"{facts['cpu']}, {facts['cores']} cores, {facts['arch']}"),
+            ("for int8", ", ".join(facts["features"]) or "nothing known"),
+            ("memory", f"{facts['memory_bytes'] / 1e9:.1f} GB"),
+            ("python", f"{facts['python']} ({facts['executable']}), {' '.join(facts['libc'])}"),
+            ("disk", f"{facts['free_bytes'] / 1e9:.1f} GB free, {facts['used_bytes'] / 1e6:.0f} MB used by edgekit"),
+            ("runtimes", has),
+        ]
+        lines += [line for label, text in rows for line in labelled(f"  {label}", text, WIDE)]
+    return lines + [line for problem in seen.problems for line in labelled("  problem", problem, WIDE)]

@@ -1,0 +1,407 @@
+"""A board that has only Linux, sshd and Python: bundles are sent there, measured there, and their results fetched."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+import re
+import statistics
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgekit.bundle import Bundle, open_bundle
+from edgekit.devices import Bench, Pairs, Run
+from edgekit.devices import _wheels as wheels
+from edgekit.devices._pending import Ticket
+from edgekit.devices._session import BOARD_LOCK, BOOT_ID, Session, Work
+from edgekit.devices.benching import gather
+from edgekit.devices.inventory import Entry
+from edgekit.devices.local import BLOCK_S, ERRORS, RUN_BATCH
+from edgekit.errors import DeviceError, IntegrityError, MeasurementInvalidError, MissingDependencyError
+
+T = TypeVar("T")
+PAIRS = Path(__file__).with_name("_pairs.py")
+LARGEST_JSON = 64 << 20
+LARGEST_OUTPUTS = 1 << 30
+"""Where the manifest leaves the size of the outputs open."""
+LONGEST_MESSAGE = 16 << 10
+INSTALL_S = 900.0
+LOADING_S = 60.0
+
+
+@dataclass(frozen=True)
+class Python:
+    """How a bundle is started on the board: with what Python, and what more in its environment."""
+
+    path: str
+    extra: Mapping[str, str]
+    key: str = ""
+
+
+class Ssh:
+    """A registered board. One call is one connection; nothing stays open in between."""
+
+    def __init__(
+        self,
+        name: str,
+        entry: Entry,
+        *,
+        wait: bool = False,
+        kill_on_interrupt: bool = False,
+        boot_id: str = BOOT_ID,
+        board_lock: str = BOARD_LOCK,
+    ) -> None:
+        """`boot_id` is the board's file that changes with every start, `board_lock` the one that its users share."""
+        self.name, self.entry = name, entry
+        self._options: dict[str, Any] = {
+            "wait": wait or entry.wait,
+            "kill_on_interrupt": kill_on_interrupt, "boot_id": boot_id, "board_lock": board_lock,
+        }  # fmt: skip
+        self._probed: dict[str, Any] | None = None
+        self._pythons: dict[tuple[str, ...], Python] = {}
+
+    def describe(self) -> Mapping[str, Any]:
+        """Processor, features, cores, memory, kernel; `fingerprint` is a hash over all of them."""
+        seen = self.probe()
+        keys = ("cpu", "features", "cores", "memory_bytes", "arch", "kernel")
+        machine = {**{key: seen[key] for key in keys}, "system": "Linux"}
+        text = json.dumps(machine, sort_keys=True).encode()
+        more: dict[str, Any] = {"emulated": True} if self.entry.emulated else {}
+        if self.entry.noise:
+            more["noise"] = self.entry.noise.half_width
+        return {"name": self.name, "fingerprint": hashlib.sha256(text).hexdigest()[:16], **machine, **more}
+
+    def probe(self) -> dict[str, Any]:
+        """What the board is: Python, libc, architecture, cores, disk, runtimes. Nothing is written there.
+
+        Raises:
+            DeviceError: it cannot be reached, or has no Python that serves.
+        """
+        if self._probed is None:
+            self._probed = self._do(lambda session: session.probe())
+        return self._probed
+
+    def selftest(self, bundle: Bundle, *, threads: int = 1) -> Mapping[str, Any]:
+        """Golden inputs through the bundle: the agent's JSON, `passed` among it."""
+        return self._agent([bundle], ["selftest", "--json", f"--threads={threads}"], accept=(0, 1))
+
+    def run(
+        self,
+        bundle: Bundle,
+        inputs: Path,
+        outputs: Path,
+        *,
+        on_done: Callable[[int], None] | None = None,
+        threads: int | None = None,
+        batch: int = RUN_BATCH,
+    ) -> Run:
+        """All samples of `inputs` through the bundle, to the .npz `outputs`."""
+        options = ["run", "--outputs=outputs.npz", f"--threads={threads or self.probe()['cores']}", f"--batch={batch}"]
+        info = self._agent([bundle], [*options, "--progress"], inputs, on_done=on_done, outputs=outputs)
+        if on_done and isinstance(info.get("samples"), int):
+            on_done(info["samples"])
+        return Run(outputs, info)
+
+    def bench(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int = 1,
+        inputs: Path | None = None,
+        percentile: float = 90.0,
+        min_seconds: float = 1.0,
+        max_seconds: float = 60.0,
+        affinity: Sequence[int] | None = None,
+    ) -> Bench:
+        """Latency of single inferences, cold starts and peak memory, each in processes of its own.
+
+        Raises:
+            MeasurementInvalidError: the board is emulated.
+        """
+        self._refuse_emulated()
+
+        def ask(options: list[str]) -> dict[str, Any]:
+            return self._agent([bundle], options, inputs, expected_s=LOADING_S + max_seconds)
+
+        rule = {"percentile": percentile, "min_seconds": min_seconds, "max_seconds": max_seconds}
+        try:
+            found = gather(ask, _common(threads, affinity), **rule)
+        except (KeyError, TypeError, ValueError, statistics.StatisticsError) as error:
+            raise self._nonsense() from error
+        return Bench(self._samples(list(found.samples_s)), found.info)
+
+    def layers(self, bundle: Bundle, *, threads: int = 1, inputs: Path | None = None) -> Mapping[str, Any]:
+        """Time layer by layer, where the runtime tells it: the agent's JSON, `layers` among it (None: see `reason`)."""
+        self._refuse_emulated()
+        return self._agent([bundle], ["layers", "--json", *_common(threads)], inputs, expected_s=LOADING_S)
+
+    def pairs(self, a: Bundle, b: Bundle, *, rounds: int, threads: int = 1, inputs: Path | None = None) -> Pairs:
+        """ABBA rounds: a driver on the board starts both bundles and lets them take turns.
+
+        Raises:
+            MeasurementInvalidError: the board is emulated.
+        """
+        self._refuse_emulated()
+        expected = 2 * LOADING_S + rounds * 4 * BLOCK_S
+        info = self._agent([a, b], [str(rounds), str(BLOCK_S)], inputs, expected_s=expected, bench=_common(threads))
+        taken = info.get("samples_s")
+        if not isinstance(taken, list) or len(taken) != rounds or any(not isinstance(r, list) for r in taken):
+            raise self._nonsense()
+        blocks = [[self._samples(block) for block in one] for one in taken]
+        if any(len(one) != 4 for one in blocks):
+            raise self._nonsense()
+        medians = tuple(
+            (float(a1), float(b1), float(b2), float(a2))
+            for a1, b1, b2, a2 in (map(statistics.median, one) for one in blocks)
+        )
+        return Pairs(medians, info)
+
+    def clean(self, *, force: bool = False) -> int:
+        """Remove all that edgekit keeps on the board: bytes that were freed.
+
+        Raises:
+            DeviceError: jobs run there, unless `force` ends them.
+        """
+        self._pythons.clear()
+        answer = self._do(lambda session: session.call("clean", force=force))
+        return int(answer.get("freed_bytes", 0))
+
+    def install(self, backends: Sequence[str], wanted: Mapping[str, str] | None = None) -> None:
+        """Make the board ready for bundles of `backends`, ahead of their first measurement."""
+        self.probe()
+        self._do(lambda session: self._python(session, tuple(sorted(set(backends))), wanted or {}))
+
+    def _refuse_emulated(self) -> None:
+        if self.entry.emulated:
+            raise MeasurementInvalidError(f"{self.name} is emulated: what it computes counts, its times mean nothing")
+
+    def _agent(
+        self,
+        bundles: Sequence[Bundle],
+        options: Sequence[str],
+        inputs: Path | None = None,
+        *,
+        expected_s: float | None = None,
+        accept: Sequence[int] = (0,),
+        on_done: Callable[[int], None] | None = None,
+        outputs: Path | None = None,
+        bench: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """The bundle's agent, or the driver of two of them, in a fresh process on the board: the JSON of its last line.
+
+        `options` are those of the command, `bench` those that the driver hands on to both bundles.
+        """
+        files = {f"{place}/{_plain(b.path.name)}": b.path for place, b in zip("ab", bundles, strict=False)}
+        command = [*files, *options] if len(bundles) == 1 else ["pairs.py", *options, *files, *bench]
+        if len(bundles) == 2:
+            files["pairs.py"] = PAIRS
+        if inputs:
+            name = f"inputs{inputs.suffix}"
+            files[name] = inputs
+            command.append(f"--inputs={name}")
+        for bundle in bundles:
+            if open_bundle(bundle.path).sha256 != bundle.sha256:
+                raise IntegrityError(f"{bundle.path}: the file is not the one that was opened. Build it again.")
+
+        async def work(session: Session) -> dict[str, Any]:
+            backends = tuple(sorted({bundle.manifest.backend for bundle in bundles}))
+            wanted = {key: value for bundle in bundles for key, value in bundle.manifest.versions.items()}
+            python = await self._python(session, backends, wanted)
+            sums = await session.prepare(files.values(), [python.key])
+            step = [python.path, "-B", "-s", *command]
+            job = Work(files, [step], python.extra, expected_s is not None, expected_s or 0)
+            with _ticket(self.name, job, sums) as ticket:
+                done = await session.job(ticket, job, sums, on_done)
+                if done["code"] not in accept:
+                    told = await session.text(ticket, done, "stderr", LONGEST_MESSAGE)
+                    await session.forget(ticket)
+                    raise self._failure(done, told, bundles[0].path.name)
+                info = self._last_line(await session.text(ticket, done, "stdout", LARGEST_JSON))
+                if outputs:
+                    await session.fetch(ticket, done, "outputs.npz", outputs, _most(bundles[0], info))
+                    self._check_outputs(outputs, bundles[0])
+                await session.forget(ticket)
+                return info
+
+        self.probe()
+        return self._do(work)
+
+    async def _python(self, session: Session, backends: tuple[str, ...], wanted: Mapping[str, str]) -> Python:
+        """Where `backends` run: an environment of their own, installed when it is needed first."""
+        assert self._probed is not None
+        board = self._probed
+        if backends in self._pythons:
+            return self._pythons[backends]
+        found = await asyncio.to_thread(wheels.resolve, backends, wanted, board)
+        if found is None:
+            return Python(self.entry.python, {})
+        key = wheels.environment_key(found, board)
+        ready = (await session.call("environment", key=key)).get("ready")
+        if ready is None:
+            await self._install(session, found, key)
+            ready = (await session.call("environment", key=key)).get("ready")
+        if not isinstance(ready, dict) or not isinstance(ready.get("python"), str):
+            raise DeviceError(f"{self.name}: the runtime was installed, but its environment is not there")
+        extra = {str(name): str(value) for name, value in (ready.get("extra") or {}).items()}
+        self._pythons[backends] = Python(ready["python"], extra, key)
+        return self._pythons[backends]
+
+    async def _install(self, session: Session, found: Sequence[wheels.Wheel], key: str) -> None:
+        assert self._probed is not None
+        with tempfile.TemporaryDirectory() as folder:
+            requirements = Path(folder) / "requirements.txt"
+            requirements.write_text(wheels.requirements_text(found))
+            files = {f"wheels/{wheel.name}": wheel.path for wheel in found} | {"wheels/requirements.txt": requirements}
+            sums = await session.prepare(files.values())
+            base = self._probed["folder"]
+            step = [
+                self._probed["executable"],
+                "-I",
+                "-B",
+                f"{base}/board.py",
+                "install",
+                f"{base}/envs/{key}",
+                "wheels",
+            ]
+            job = Work(files, [step], {}, timed=False, expected_s=INSTALL_S)
+            with _ticket(self.name, job, sums) as ticket:
+                done = await session.job(ticket, job, sums)
+                told = await session.text(ticket, done, "stderr", LONGEST_MESSAGE)
+                await session.forget(ticket)
+        if done["code"]:
+            raise self._failure(done, told, "installing the runtime")
+
+    def _failure(self, done: Mapping[str, Any], told: str, what: str) -> Exception:
+        """The error for the way in which a job ended."""
+        code, peak = done["code"], done.get("peak_rss_bytes")
+        lines = [line.removeprefix("edgekit: ") for line in told.splitlines() if not line.startswith('{"done"')]
+        said = "\n".join(lines).strip()[-4000:]
+        memory = f" It had held {peak / 1e6:.0f} MB at its peak." if isinstance(peak, int) else ""
+        if "timeout_s" in done:
+            return DeviceError(f"{self.name}: {what} was still running after {done['timeout_s']:.0f} s and was ended.")
+        if code == -9:
+            return DeviceError(f"{self.name}: {what} was ended by SIGKILL: out of memory?{memory} {said}".strip())
+        if code < 0:
+            return DeviceError(f"{self.name}: {what} was ended by signal {-code}. {said}".strip())
+        more = memory if code == 5 and "memory" in said else ""
+        kind = ERRORS.get(code, MissingDependencyError if code == 127 else DeviceError)
+        return kind(f"{self.name}: {what}: {said or f'ended with code {code} and no message'}{more}")
+
+    def _last_line(self, text: str) -> dict[str, Any]:
+        lines = text.splitlines()
+        try:
+            found = json.loads(lines[-1]) if lines else None
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise self._nonsense()
+        return found
+
+    def _samples(self, values: Any) -> tuple[float, ...]:
+        """Latencies in seconds, as far as they can be."""
+        if not isinstance(values, list) or not values:
+            raise self._nonsense()
+        if any(type(v) not in (int, float) or not math.isfinite(v) or not 0 < v < 1e5 for v in values):
+            raise self._nonsense()
+        return tuple(map(float, values))
+
+    def _check_outputs(self, path: Path, bundle: Bundle) -> None:
+        """An archive that is none, or grows when it is read, is removed."""
+        wanted = sorted(f"{entry.name}.npy" for entry in bundle.manifest.outputs)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = archive.infolist()
+            if sorted(m.filename for m in members) == wanted and all(m.compress_size == m.file_size for m in members):
+                return
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+            pass
+        path.unlink(missing_ok=True)
+        raise self._nonsense()
+
+    def _nonsense(self) -> DeviceError:
+        return DeviceError(f"{self.name}: the board's result is not one of edgekit's agent. Nothing of it was used.")
+
+    def _do(self, work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
+        async def whole() -> T:
+            async with Session(self.name, self.entry, **self._options) as session:
+                return await work(session)
+
+        try:
+            return _outside(whole)
+        except KeyboardInterrupt as error:
+            if self._options["kill_on_interrupt"]:
+                error.add_note(f"What ran on {self.name} was ended.")
+            else:
+                error.add_note(f"A job that runs on {self.name} goes on; the same command takes up its result.")
+            raise
+
+
+def _outside(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run it, whether or not this thread has an event loop already (a notebook's has)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work())
+    found: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(asyncio.run(work()))
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return found[0]
+
+
+def _common(threads: int, affinity: Sequence[int] | None = None) -> list[str]:
+    return [f"--threads={threads}", *([f"--affinity={','.join(map(str, affinity))}"] if affinity else [])]
+
+
+@contextmanager
+def _ticket(device: str, work: Work, sums: Mapping[Path, str]) -> Iterator[Ticket]:
+    """The id of a job; it is left for the next call where this one does not see the job's end."""
+    files = {name: sums[path] for name, path in work.files.items()}
+    ticket = Ticket(device, {"files": files, "steps": [list(step) for step in work.steps], "extra": dict(work.extra)})
+    try:
+        yield ticket
+    finally:
+        ticket.leave()
+
+
+def _plain(name: str) -> str:
+    """A bundle's own name, for messages, as far as every file system takes it.
+
+    >>> _plain("it's a 'b'.edge")
+    'it_s a _b_.edge'
+    """
+    return re.sub(r"[^\w .+=,@-]", "_", name)[-120:].lstrip(". -") or "bundle.edge"
+
+
+def _most(bundle: Bundle, info: Mapping[str, Any]) -> int:
+    """Bytes that the outputs can have, by the manifest; with some to spare for the archive around them."""
+    import numpy as np
+
+    count, total = info.get("samples"), 0
+    for entry in bundle.manifest.outputs:
+        inner = entry.shape[1:]
+        if not isinstance(count, int) or count < 0 or not all(isinstance(n, int) for n in inner):
+            return LARGEST_OUTPUTS
+        total += count * math.prod(int(n) for n in inner) * np.dtype(entry.dtype).itemsize + 4096
+    return total + (1 << 16)
+
+
+__all__: Sequence[str] = ("Ssh",)
