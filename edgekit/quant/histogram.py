@@ -50,11 +50,12 @@ class Histogram:
             return
         self.counts += np.bincount(self._places(values), minlength=BINS)
         if share < 1.0:
-            np.add.at(self.counts, self._places(np.array([low, high], np.float32)), share)
+            for end in (low, high):
+                self.counts[min(BINS - 1, max(0, int((end - self.start) / self.width)))] += share
 
     def _places(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
         place = (values - np.float32(self.start)) * np.float32(1 / self.width)
-        places: npt.NDArray[np.int32] = np.clip(place, 0, BINS - 1).astype(np.int32)
+        places: npt.NDArray[np.int32] = np.minimum(np.maximum(place, 0), BINS - 1).astype(np.int32)
         return places
 
     def _cover(self) -> None:
