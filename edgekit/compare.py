@@ -1,4 +1,4 @@
-"""Interleaved A/B rounds on one device: a ratio with its interval."""
+"""Interleaved A/B rounds on one device: a ratio with its interval, and whether that is a difference."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
 
 from edgekit.agent.stats import least_samples, percentile
-from edgekit.bundle import Bundle
-from edgekit.devices import Device
+from edgekit.bundle import Bundle, open_bundle
+from edgekit.context import Progress, Silent
+from edgekit.devices import Device, open_device
+from edgekit.errors import UsageError
+from edgekit.validity import judge_pairs
 
 Round = tuple[float, float, float, float]
 """Block medians in seconds, in the order in which they were taken: a, b, b, a."""
@@ -81,6 +84,89 @@ def compare(
         if all(high < limit or low > limit for limit in limits):
             break
     return Comparison(ratio, low, high, tuple(taken), tuple(infos), confidence)
+
+
+Verdict = Literal["no difference", "a is faster", "b is faster", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Two bundles on a device: the ratio of `a`'s time to `b`'s, and what it says about a tolerance."""
+
+    a: Bundle
+    b: Bundle
+    device: str
+    tolerance: float
+    seen: Comparison
+
+    @property
+    def verdict(self) -> Verdict:
+        """`judge` of the interval."""
+        return judge(self.seen.low, self.seen.high, self.tolerance)
+
+
+def judge(low: float, high: float, tolerance: float) -> Verdict:
+    """What the interval of a ratio says: none where it lies within the tolerance, one where it lies wholly outside.
+
+    The tolerance is one of the time's ratio, the same in both directions: 5 % reaches from 1 / 1.05 to 1.05, so that
+    `b` against `a` is judged as `a` against `b` is.
+
+    >>> judge(0.99, 1.03, 0.05), judge(1.06, 1.2, 0.05), judge(0.7, 0.9, 0.05), judge(1.01, 1.08, 0.05)
+    ('no difference', 'b is faster', 'a is faster', 'inconclusive')
+    """
+    least, most = band(tolerance)
+    if least <= low and high <= most:
+        return "no difference"
+    if low > most:
+        return "b is faster"
+    return "a is faster" if high < least else "inconclusive"
+
+
+def band(tolerance: float) -> tuple[float, float]:
+    """The ratios that a tolerance takes for equal.
+
+    >>> band(0.25)
+    (0.8, 1.25)
+    """
+    return 1 / (1 + tolerance), 1 + tolerance
+
+
+def compare_bundles(
+    a: Path,
+    b: Path,
+    *,
+    device: str = "local",
+    tolerance: float = 0.05,
+    threads: int = 1,
+    inputs: Path | None = None,
+    wait: bool = False,
+    kill_on_interrupt: bool = False,
+    progress: Progress | None = None,
+) -> Judged:
+    """`a` against `b` in interleaved rounds on `device`, in 10, 20 or 40 of them: until the answer is clear.
+
+    `inputs` are samples, .npy or .npz, raw or preprocessed; without them the bundles' golden samples are.
+
+    Raises:
+        UsageError: an unknown device, a tolerance outside of 0 to 1 or below the device's own noise, or bundles whose
+            inputs differ.
+        IntegrityError: a file is no intact bundle.
+        DeviceError: the device cannot be reached.
+        MeasurementInvalidError: the device was throttled, short of power, or another one in the end.
+    """
+    from edgekit.devices.inventory import check_tolerance
+
+    if not 0 < tolerance < 1:
+        raise UsageError(f"The tolerance is a share of the time between 0 and 1 (0.05, or 5%), not {tolerance:g}.")
+    one, other = open_bundle(a), open_bundle(b)
+    if inputs is not None and one.manifest.inputs != other.manifest.inputs:
+        raise UsageError(f"{a.name} and {b.name} take other inputs: the same samples will not do for both.")
+    there = open_device(device, wait=wait, kill_on_interrupt=kill_on_interrupt)
+    check_tolerance(device, tolerance)
+    with (progress or Silent()).task(f"{one.path.stem} against {other.path.stem} on {device}"):
+        seen = compare(there, one, other, threads=threads, limits=band(tolerance), inputs=inputs)
+    judge_pairs(seen.info).require()
+    return Judged(one, other, device, tolerance, seen)
 
 
 def at_percentile(seen: Comparison, percent: float) -> Comparison | None:

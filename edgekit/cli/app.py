@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgekit.cli import bundle, devices, doctor, explain, run, schema, targets
+from edgekit.cli import bundle, compare, devices, doctor, explain, run, schema, targets
 
 app = typer.Typer(
     name="edgekit",
@@ -18,6 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run.run)
+app.command("compare")(compare.compare)
 app.command("explain")(explain.explain)
 app.command("targets")(targets.targets)
 app.command("doctor")(doctor.doctor)
