@@ -146,8 +146,8 @@ class Profiler:
                 "load_s": info.get("load_s"),
                 "first_inference_s": info.get("first_inference_s"),
                 "peak_rss_bytes": info.get("peak_rss_bytes"),
-                **_energy(info.get("energy")),
-                "notes": (*result.notes, *_doubts(info)),
+                **energy_fields(info.get("energy")),
+                "notes": (*result.notes, *doubts(info)),
             }
         )
 
@@ -180,7 +180,7 @@ class Profiler:
         return result.model_copy(update={"paired": (*result.paired, *found)})
 
 
-def _energy(seen: Any) -> dict[str, Any]:
+def energy_fields(seen: Any) -> dict[str, Any]:
     """The fields of a result for what the agent's `energy` told."""
     if not isinstance(seen, Mapping):
         return {"energy_reason": "this device does not measure energy"}
@@ -190,7 +190,7 @@ def _energy(seen: Any) -> dict[str, Any]:
     return {"energy_j": seen["gross_j"], "energy_net_j": seen.get("net_j"), "energy_meter": meter}
 
 
-def _doubts(info: Any) -> list[str]:
+def doubts(info: Any) -> list[str]:
     """What keeps a latency from being taken at its word, in plain lines."""
     if info.get("steady") is not False:
         return []

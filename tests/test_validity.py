@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edgekit.devices import Bench, Pairs
 from edgekit.errors import ExitCode, MeasurementInvalidError
-from edgekit.profile import Profiler, _energy
+from edgekit.profile import Profiler, energy_fields
 from edgekit.report.report import Result
 from edgekit.validity import OTHER_LOAD_CPUS, judge_pairs, judge_state
 
@@ -180,7 +180,7 @@ def test_a_latency_beside_other_load_is_marked(tmp_path: Path) -> None:
     ],
 )
 def test_energy_goes_to_the_report(told: Any, field: str, value: Any) -> None:
-    assert _energy(told)[field] == value
+    assert energy_fields(told)[field] == value
 
 
 def test_a_comparison_on_a_hot_board_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

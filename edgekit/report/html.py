@@ -19,7 +19,7 @@ _SHIPS_NOTE = (
     "Against the reference: the untouched model in fp32 on the same runtime. Faster is the ratio of median latencies, "
     "from interleaved rounds. Brackets are 95 % intervals."
 )
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
 def load_samples(report: Report, folder: Path) -> Samples:
@@ -37,32 +37,34 @@ def render(report: Report, folder: Path | None = None, *, samples: Samples | Non
         "head",
         el("meta", charset="utf-8"),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        el("meta", http_equiv="Content-Security-Policy", content=POLICY),
         el("title", title),
-        el("style", _asset("report.css")),
+        el("style", asset("report.css")),
     )
     sections = [
-        _section("What ships", _cards(report), _SHIPS_NOTE),
-        _section("Worth knowing", _warnings(report)),
-        _section("Gate", tables.gate(report), words.counted(report).capitalize() + "."),
-        _section("Accuracy, size and speed", figures.tradeoffs(report), "Bars are 95 % intervals."),
-        _section("Every bundle", tables.results(report), tables.RESULTS_NOTE),
-        _section("Latency", figures.latencies(report, samples)),
-        _section("Stages", _stages(report)),
-        _section("Sensitivity of layers", layers.sensitivity(report), layers.NOTE),
-        _section("Classes before and after", tables.classes(report), tables.CLASSES_NOTE),
-        _section("What runs in int8", _placement(report)),
-        _section("Environment", tables.environment(report)),
+        section("What ships", _cards(report), _SHIPS_NOTE),
+        section("Worth knowing", _warnings(report)),
+        section("Gate", tables.gate(report), words.counted(report).capitalize() + "."),
+        section("Accuracy, size and speed", figures.tradeoffs(report), "Bars are 95 % intervals."),
+        section("Every bundle", tables.results(report), tables.RESULTS_NOTE),
+        section("Latency", figures.latencies(report, samples)),
+        section("Stages", _stages(report)),
+        section("Sensitivity of layers", layers.sensitivity(report), layers.NOTE),
+        section("Classes before and after", tables.classes(report), tables.CLASSES_NOTE),
+        section("What runs in int8", _placement(report)),
+        section("Environment", tables.environment(report)),
     ]
-    body = el("body", _header(report), el("main", sections), _footer(report), el("script", _asset("report.js")))
+    body = el("body", _header(report), el("main", sections), _footer(report), el("script", asset("report.js")))
     return f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n"
 
 
-def _asset(name: str) -> Markup:
+def asset(name: str) -> Markup:
+    """A file of this package, to stand in a page."""
     return Markup(resources.files("edgekit.report").joinpath(name).read_text(encoding="utf-8"))
 
 
-def _section(title: str, content: Content, note: str = "") -> Markup | None:
+def section(title: str, content: Content, note: str = "") -> Markup | None:
+    """A part of a page; None where there is nothing to show."""
     if not content:
         return None
     return el("section", el("h2", title), el("p", note, class_="quiet") if note else None, content)

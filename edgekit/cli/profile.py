@@ -1,0 +1,59 @@
+"""`edgekit profile BUNDLE...`: time, memory, energy and layers on one device or several."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit.cli.verb import Json, say, stdout_for_results, verb
+
+
+@verb
+def profile(
+    bundles: Annotated[list[Path], typer.Argument(help=".edge files.", show_default=False)],
+    devices: Annotated[
+        list[str] | None,
+        typer.Option("--device", "-d", help="`local`, or a board of `edgekit devices`; may be given again.",
+                     show_default="local"),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    percentile: Annotated[float, typer.Option(help="The highest percentile that is wanted.")] = 99.0,
+    inputs: Annotated[
+        Path | None, typer.Option(help="Samples, .npy or .npz.", show_default="the bundles' golden samples")
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers/--no-layers", help="Time layer by layer too.")] = True,
+    html: Annotated[Path | None, typer.Option(help="Write a page with charts here.", show_default=False)] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Queue behind whoever measures there.")] = False,
+    kill_on_interrupt: Annotated[
+        bool, typer.Option("--kill-on-interrupt", help="Ctrl-C ends what runs there; else it goes on.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    as_json: Json = False,
+) -> int:  # fmt: skip
+    """Measure bundles on devices, with the state of the device; several devices at the same time."""
+    from edgekit.cli.progress import progress_on_stderr
+    from edgekit.errors import worst
+    from edgekit.profiling import profile_bundles
+    from edgekit.report.profile_page import render
+    from edgekit.report.profiled import text
+    from edgekit.report.report import write_text
+
+    with stdout_for_results(), progress_on_stderr(quiet=quiet) as progress:
+        found = profile_bundles(
+            bundles,
+            devices or ("local",),
+            threads=threads,
+            inputs=inputs,
+            percentile=percentile,
+            layers=layers,
+            wait=wait,
+            kill_on_interrupt=kill_on_interrupt,
+            progress=progress,
+        )
+        if html:
+            write_text(html, render(found))
+    say(json.dumps(found.to_json(), indent=2) if as_json else text(found))
+    return worst(one.exit_code for one in found.results)
