@@ -138,7 +138,8 @@ def test_litert_runs_hybrid_kernels_on_the_same_integers(tmp_path, exact, precis
     ]
     assert sorted(fb.type_name(tensor) for tensor in weights) == ["FLOAT32", *[kind] * 5]  # one computes attention
     assert built.placement.int8_nodes == 6  # the lookup of 8-bit rows too
-    assert built.runner == {"runtimes": ["ai-edge-litert"]}
+    assert built.runner["runtimes"] == ["ai-edge-litert"]
+    assert "FULLY_CONNECTED" in built.runner["refused"]["tflite-runtime"]
     assert any(note.startswith("tflite-runtime 2.14") for note in built.notes)
     assert snr(exact, answers(built, made, "litert", tmp_path)) > least
     constants = {item.name: numpy_helper.to_array(item) for item in made.proto.graph.initializer}
