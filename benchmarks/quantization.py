@@ -342,7 +342,8 @@ def _write(bench: Bench, rows: Sequence[Row], latencies: Mapping[Any, Any], out:
             {"network": n, "runtime": r, "threads": t, "files": names, "rounds_s": taken}
             for (n, r, t), (names, taken) in latencies.items()
         ]
-        (out / "quantization.json").write_text(f"{json.dumps(raw, indent=1)}\n", encoding="utf-8")
+        written = json.dumps(raw, indent=1).replace(f"{bench.work}/", "")  # files by their names under --work
+        (out / "quantization.json").write_text(f"{written}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
