@@ -124,8 +124,6 @@ class Run:
 
         Without `judged` the reference is never asked, and no stage is held against it.
         """
-        from edgekit.graph.large import fingerprint
-
         started = time.monotonic()
         folder = output_folder(recipe.name, out)
         Workspace.check(folder)
@@ -134,6 +132,8 @@ class Run:
             data, source = _data(recipe), _source(recipe)
             check_against(data, source.inputs, source.outputs)
             oracle = Oracle.of(source, data)
+            from edgekit.graph.large import fingerprint  # needs onnx, whose absence loading told in one line
+
             reference = fingerprint(source.reference.proto)
             key = digest(metadata.version(DISTRIBUTION), reference, data.sha256, str(recipe.seed))
             if judged:
