@@ -12,7 +12,7 @@ from typing import Any
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.context import Progress, Silent
 from edgekit.devices import Device, open_device
-from edgekit.errors import DeviceError, EdgekitError, ExitCode, MissingDependencyError, UsageError
+from edgekit.errors import EdgekitError, ExitCode, MeasurementInvalidError, UsageError
 from edgekit.extras import DISTRIBUTION
 from edgekit.profile import doubts, energy_fields, latency
 from edgekit.report.profiled import LayerTime, Profiled, Profiles
@@ -63,8 +63,11 @@ def profile_bundles(
                 found.append(_guarded(known[name], name, bundle, threads, inputs, percentile, layers))
         return found
 
-    with ThreadPoolExecutor(len(known)) as pool:
-        results = [one for done in pool.map(one_by_one, known) for one in done]
+    if len(known) == 1:  # in this thread, where Ctrl-C arrives
+        results = one_by_one(next(iter(known)))
+    else:
+        with ThreadPoolExecutor(len(known)) as pool:
+            results = [one for done in pool.map(one_by_one, known) for one in done]
     created = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     return Profiles(edgekit=metadata.version(DISTRIBUTION), created=created, results=tuple(results))
 
@@ -81,7 +84,9 @@ def _guarded(
     )  # fmt: skip
     try:
         return _measured(device, bundle, start, inputs, percentile, layers)
-    except (DeviceError, MissingDependencyError, UsageError) as error:
+    except MeasurementInvalidError as error:
+        return start.model_copy(update={"invalid": str(error), "exit_code": int(error.exit_code)})
+    except EdgekitError as error:
         return start.model_copy(update={"error": str(error), "exit_code": int(error.exit_code)})
 
 

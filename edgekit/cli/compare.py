@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgekit.cli.options import Inputs, KillOnInterrupt, Quiet, Threads, Wait
 from edgekit.cli.verb import Json, say, stdout_for_results, verb
 
 if TYPE_CHECKING:
@@ -22,15 +23,11 @@ def compare(
     b: Annotated[Path, typer.Argument(help="Another.", show_default=False)],
     device: Annotated[str, typer.Option("--device", "-d", help="`local`, or a board of `edgekit devices`.")] = "local",
     tolerance: Annotated[str, typer.Option(help="What counts as no difference.")] = "5%",
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
-    inputs: Annotated[
-        Path | None, typer.Option(help="Samples, .npy or .npz.", show_default="the bundles' golden samples")
-    ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Queue behind whoever measures there.")] = False,
-    kill_on_interrupt: Annotated[
-        bool, typer.Option("--kill-on-interrupt", help="Ctrl-C ends what runs there; else it goes on.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    threads: Threads = 1,
+    inputs: Inputs = None,
+    wait: Wait = False,
+    kill_on_interrupt: KillOnInterrupt = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
     """Time two bundles in interleaved rounds. Ends with 0 for no difference, 1 for one, 4 if that is not clear."""

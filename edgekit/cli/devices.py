@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgekit.cli.options import KillOnInterrupt, Quiet, Threads, Wait
 from edgekit.cli.verb import Json, say, stdout_for_results, verb
 from edgekit.cli.wrap import labelled
 
@@ -85,12 +86,10 @@ def check(name: Name, as_json: Json = False) -> int:
 def calibrate(
     name: Name,
     bundle: Annotated[Path, typer.Argument(help="A .edge file that runs there.", show_default=False)],
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
-    wait: Annotated[bool, typer.Option("--wait", help="Queue behind whoever measures there.")] = False,
-    kill_on_interrupt: Annotated[
-        bool, typer.Option("--kill-on-interrupt", help="Ctrl-C ends what runs there; else it goes on.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    threads: Threads = 1,
+    wait: Wait = False,
+    kill_on_interrupt: KillOnInterrupt = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Measure how finely a board tells models apart, by one against itself, and remember it."""

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from edgekit.cli.options import Inputs, KillOnInterrupt, Quiet, Threads, Wait
 from edgekit.cli.verb import Json, say, stdout_for_results, verb
 
 
@@ -19,18 +20,14 @@ def profile(
         typer.Option("--device", "-d", help="`local`, or a board of `edgekit devices`; may be given again.",
                      show_default="local"),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    threads: Threads = 1,
     percentile: Annotated[float, typer.Option(help="The highest percentile that is wanted.")] = 99.0,
-    inputs: Annotated[
-        Path | None, typer.Option(help="Samples, .npy or .npz.", show_default="the bundles' golden samples")
-    ] = None,
+    inputs: Inputs = None,
     layers: Annotated[bool, typer.Option("--layers/--no-layers", help="Time layer by layer too.")] = True,
     html: Annotated[Path | None, typer.Option(help="Write a page with charts here.", show_default=False)] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Queue behind whoever measures there.")] = False,
-    kill_on_interrupt: Annotated[
-        bool, typer.Option("--kill-on-interrupt", help="Ctrl-C ends what runs there; else it goes on.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    wait: Wait = False,
+    kill_on_interrupt: KillOnInterrupt = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:  # fmt: skip
     """Measure bundles on devices, with the state of the device; several devices at the same time."""

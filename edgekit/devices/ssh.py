@@ -12,7 +12,7 @@ import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -316,15 +316,12 @@ class Ssh:
     def _check_outputs(self, path: Path, bundle: Bundle) -> None:
         """An archive that is none, or grows when it is read, is removed."""
         wanted = sorted(f"{entry.name}.npy" for entry in bundle.manifest.outputs)
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = archive.infolist()
-            if sorted(m.filename for m in members) == wanted and all(m.compress_size == m.file_size for m in members):
-                return
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-            pass
-        path.unlink(missing_ok=True)
-        raise self._nonsense()
+        members = []
+        with suppress(zipfile.BadZipFile, OSError, ValueError, NotImplementedError), zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+        if sorted(m.filename for m in members) != wanted or any(m.compress_size != m.file_size for m in members):
+            path.unlink(missing_ok=True)
+            raise self._nonsense()
 
     def _nonsense(self) -> DeviceError:
         return DeviceError(f"{self.name}: the board's result is not one of edgekit's agent. Nothing of it was used.")

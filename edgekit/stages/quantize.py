@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from edgekit.context import Progress, RunContext
     from edgekit.data import DataSet, Split
-    from edgekit.quant.choose import Choice
     from edgekit.quant.observe import Batches, Observed
     from edgekit.quant.pick import Picked
     from edgekit.quant.plan import Plan
@@ -34,9 +33,6 @@ if TYPE_CHECKING:
 BATCH = 32
 BATCH_VALUES = 4 * 3 * 224 * 224
 """A batch of samples is at most this large: then the activations of a large image stay in a processor's cache."""
-
-FEW = 16
-"""Fewer calibration samples than this are warned of."""
 
 
 FAST: dict[str, Any] = {
@@ -120,12 +116,13 @@ class Quantize(BaseModel):
         from edgekit.quant.correct import correct
         from edgekit.quant.layers import own_biases
         from edgekit.stages._accuracy import settle
+        from edgekit.stages._told import already, doubts, notes
 
         start = time.monotonic()
         source = as_onnx(model)
         if source.quant is not None:
             raise UsageError("The model is quantized already. Put `quantize` into the recipe once.")
-        if said := _already(source):
+        if said := already(source):
             return source.after(Step(self.kind, self.model_dump(mode="json"), 0.0, (said,), (said,)))
         proto = for_integers(fold(source.proto))
         if self.bias_correction != "none":
@@ -157,9 +154,9 @@ class Quantize(BaseModel):
             name=self.kind,
             config=self.model_dump(mode="json"),
             seconds=time.monotonic() - start,
-            notes=(*_notes(planned, choice), *equalized, *picked.notes, *settled.notes),
+            notes=(*notes(planned, choice), *equalized, *picked.notes, *settled.notes),
             sensitivity=tuple(vars(row) for row in settled.rows),
-            warnings=_doubts(choice, total),
+            warnings=doubts(choice, total),
             refused=settled.refused,
         )
         return replace(
@@ -364,47 +361,3 @@ def _checked(batch: npt.NDArray[Any], split: Split, spec: TensorSpec) -> npt.NDA
             f"Calibration samples of split {split.name!r} hold NaN or infinity after preprocessing. Remove them."
         )
     return batch
-
-
-def _already(model: OnnxModel) -> str | None:
-    """A line where the model came quantized, with its first operators that say so; None for a float one."""
-    from edgekit.graph.tools import quantized_nodes
-
-    found = quantized_nodes(model.proto.graph)
-    if not found:
-        return None
-    named = ", ".join(f"{node.name} ({node.op_type})" for node in found[:3])
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return (
-        f"the model is quantized already, at {named}{more}: quantize leaves it as it is. Give the float model that it "
-        "was made from to get one in each backend's own grid."
-    )
-
-
-def _doubts(choice: Choice, samples: int) -> tuple[str, ...]:
-    """Warnings where calibration says little about other samples."""
-    ranges, found = choice.spec.tensors, []
-    if ranges and samples < FEW:
-        found.append(
-            f"quantize calibrated on {samples} sample{'s' if samples > 1 else ''} only: what others bring beyond the "
-            "ranges seen there is clipped, which costs accuracy. Give a hundred or more; they take seconds."
-        )
-    still = [name for name, seen in ranges.items() if seen.low == seen.high and not seen.fixed]
-    if still:
-        named = ", ".join(map(repr, still[:3])) + (f" and {len(still) - 3} more" if len(still) > 3 else "")
-        found.append(
-            f"quantize saw one value alone in {named}: whatever else comes there is lost. If the calibration samples "
-            "are not all alike, the network makes a constant of them."
-        )
-    return tuple(found)
-
-
-def _notes(planned: Plan, choice: Choice) -> tuple[str, ...]:
-    if not planned.nodes:
-        return ("nothing to quantize: no operator of this network has an 8-bit form",)
-    notes = [f"{len(planned.nodes)} operators in 8 bits, ranges by {choice.calibrators or 'none'}"]
-    floats = planned.keep_float.get("*", {})
-    notes += [f"{name} stays float: {reason}" for name, reason in list(floats.items())[:10]]
-    if len(floats) > 10:
-        notes.append(f"{len(floats) - 10} more operators stay float")
-    return tuple(notes)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from edgekit.agent.stats import least_samples
 from edgekit.cli.app import app
+from edgekit.devices.inventory import Entry, register
 from edgekit.report.profiled import Profiles
 
 
@@ -50,6 +51,15 @@ def test_what_fails_stays_with_its_bundle(tmp_path: Path) -> None:
     told = ended.stdout.split("\n\n")
     assert "failed" in told[0] and "bad.edge" in told[0]
     assert "latency        p50" in told[1] and "layers" not in told[1]
+
+
+def test_an_emulated_board_is_never_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEKIT_DEVICES", str(tmp_path / "devices.yaml"))
+    register("pi", Entry(host="127.0.0.1", emulated=True))
+    ended = profile(small.bundle(tmp_path, "good.edge").path, "--device", "pi", "--json")
+    (found,) = Profiles.model_validate_json(ended.stdout).results
+    assert ended.exit_code == found.exit_code == 3
+    assert "emulated" in found.invalid and found.latency_s is None
 
 
 def test_no_bundle_no_device_and_no_page(tmp_path: Path) -> None:
