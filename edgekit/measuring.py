@@ -11,7 +11,7 @@ from edgekit.assess import Oracle
 from edgekit.backends import BACKENDS
 from edgekit.building import Outcome
 from edgekit.context import Progress
-from edgekit.devices import open_device
+from edgekit.devices import is_emulated, open_device
 from edgekit.errors import DeviceError, MeasurementInvalidError, MissingDependencyError, UsageError
 from edgekit.model import Role
 from edgekit.profile import Profiler
@@ -43,11 +43,16 @@ class Measuring:
         return [self.timed(planned, outcome, [o for p, o in answered if p is planned]) for planned, outcome in answered]
 
     def timed(self, planned: PlannedTarget, outcome: Outcome, others: Sequence[Outcome] = ()) -> Result:
-        """The result with its latency, and with its interleaved comparisons against other roles of its backend."""
+        """The result with its latency, and with its interleaved comparisons against other roles of its backend.
+
+        An emulated device is never timed: its result says so, and no clause on a time finds a number.
+        """
         bundle, result = outcome.bundle, outcome.result
         if planned.device is None or bundle is None or result.status == "failed":
             return result
         profiler = self._profiler(planned)
+        if is_emulated(profiler.device):
+            return self._guarded(outcome, lambda: profiler.untimed(result)).result
         done = self._guarded(outcome, lambda: profiler.timing(bundle, result, planned.target.max_temperature_c))
         for other in others:
             if done.result.status != "measured" or done.result.invalid:
@@ -82,7 +87,7 @@ class Measuring:
     def _profiler(self, planned: PlannedTarget) -> Profiler:
         name, threads = planned.device or "local", planned.threads
         if (name, threads) not in self.profilers:
-            device = open_device(name)
+            device = open_device(name, progress=self.progress)
             looks = tuple(look for look in (self.rounds // 4, self.rounds // 2, self.rounds) if look >= 4)
             self.profilers[name, threads] = Profiler(
                 device, self.space, self.oracle, self.progress, threads, looks, self.percentile, self.answers

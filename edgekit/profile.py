@@ -53,7 +53,7 @@ class Profiler:
     percentile: float = 90.0
     """The highest percentile that is wanted: a latency is sampled until it has enough for that."""
     known: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Answers by model digest: the same model for two targets is asked once."""
+    """Answers by device and model digest: the same model for two targets of one device is asked once."""
 
     @property
     def inputs(self) -> Path:
@@ -83,7 +83,7 @@ class Profiler:
 
     def answers(self, bundle: Bundle, result: Result) -> Result:
         """The task's metrics, agreement and signal-to-noise ratio, from the bundle's own outputs."""
-        key = model_digest(bundle)
+        key = f"{self.device.name} {model_digest(bundle)}"
         if key not in self.known:
             self.known[key] = self._answers(bundle)
         return result.model_copy(update={**self.known[key], "measured_on": self.device.name})
@@ -150,6 +150,11 @@ class Profiler:
                 "notes": (*result.notes, *doubts(info)),
             }
         )
+
+    def untimed(self, result: Result) -> Result:
+        """The result of an emulated device: which one it was, and why there is no time."""
+        reason = f"{self.device.name} is emulated: it is never timed"
+        return result.model_copy(update={"device": self._device_info({}), "reason": reason})
 
     def _device_info(self, info: Any) -> DeviceInfo:
         described = {**self.device.describe(), "threads": self.threads}

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.context import Progress, Silent
-from edgekit.devices import Device, open_device
+from edgekit.devices import Device, is_emulated, open_device
 from edgekit.errors import EdgekitError, ExitCode, MeasurementInvalidError, UsageError
 from edgekit.extras import DISTRIBUTION
 from edgekit.profile import doubts, energy_fields, latency
@@ -80,7 +80,7 @@ def _guarded(
     facts = {key: getattr(manifest, key) for key in ("model", "target", "backend", "role", "precision")}
     start = Profiled(
         **facts, bundle=bundle.path.name, sha256=bundle.sha256, size_bytes=bundle.model_bytes, device_name=name,
-        threads=threads,
+        threads=threads, emulated=is_emulated(device),
     )  # fmt: skip
     try:
         return _measured(device, bundle, start, inputs, percentile, layers)

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from edgekit.building import Outcome
+from edgekit.devices.emulated import Haswell
+from edgekit.devices.local import Local
 from edgekit.errors import DeviceError, ExitCode, MeasurementInvalidError
 from edgekit.measuring import Measuring
 from edgekit.recipe import PlannedTarget
@@ -20,8 +22,11 @@ class Recorder:
     """Stands where a `Profiler` does: notes who is compared with whom; its timing may fail."""
 
     def __init__(self, failure: Exception | None = None) -> None:
-        self.failure, self.compared = failure, []
+        self.failure, self.compared, self.device = failure, [], Local()
         self.limits: list[float | None] = []
+
+    def untimed(self, result: Result) -> Result:
+        return result.model_copy(update={"reason": "never timed"})
 
     def timing(self, bundle: Any, result: Result, max_temperature_c: float | None) -> Result:
         self.limits.append(max_temperature_c)
@@ -70,6 +75,14 @@ def test_a_rival_that_failed_is_left_out():
     recorder = Recorder()
     measuring(recorder).timed(PLANNED, outcome("quantized"), [outcome("reference", status="failed"), outcome("float")])
     assert recorder.compared == [("quantized", "float")]
+
+
+def test_an_emulated_device_is_never_timed_and_that_is_no_failure():
+    recorder = Recorder(AssertionError("it was timed"))
+    recorder.device = Haswell()
+    several = measuring(recorder)
+    result = several.timed(PLANNED, outcome("quantized"), [outcome("float")])
+    assert (result.reason, result.status, several.codes, recorder.compared) == ("never timed", "built", [], [])
 
 
 @pytest.mark.parametrize(

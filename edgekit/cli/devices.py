@@ -1,4 +1,4 @@
-"""`edgekit devices add|list|check|calibrate|remove|clean`: the boards that you own."""
+"""`edgekit devices add|list|check|setup|calibrate|remove|clean`: the boards that you own, and emulated ones."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from edgekit.cli.verb import Json, say, stdout_for_results, verb
 from edgekit.cli.wrap import labelled
 
 if TYPE_CHECKING:
+    from edgekit.devices.emulated import Emulated
     from edgekit.devices.inventory import Entry
     from edgekit.devices.registering import Checked
 
-app = typer.Typer(help="Register boards that have Linux, sshd and Python, and look after them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Register boards that have Linux, sshd and Python, set up emulated ones, and look after them.",
+    no_args_is_help=True,
+)
 Name = Annotated[str, typer.Argument(help="What the board is called here.", show_default=False)]
 WIDE = 14
 
@@ -56,29 +60,47 @@ def add(
 @app.command("list")
 @verb
 def list_devices(as_json: Json = False) -> None:
-    """List the registered boards."""
+    """List the registered boards, and the emulated devices with what is set up of them."""
+    from edgekit.devices.emulated import ALL
     from edgekit.devices.inventory import inventory_path, load_inventory
 
-    boards = load_inventory()
+    boards, emulated = load_inventory(), [kind() for kind in ALL.values()]
     if as_json:
-        say(json.dumps({name: entry.model_dump(mode="json") for name, entry in boards.items()}, indent=2))
-    elif boards:
-        say("\n".join(line for name, entry in boards.items() for line in labelled(name, _where(entry), WIDE)))
-    else:
-        say(f"No boards in {inventory_path()}. `edgekit devices add NAME HOST` registers one.")
+        found = {name: entry.model_dump(mode="json") for name, entry in boards.items()}
+        say(json.dumps(found | {one.name: _played(one) for one in emulated}, indent=2))
+        return
+    lines = [line for name, entry in boards.items() for line in labelled(name, _where(entry), WIDE)]
+    lines = lines or [f"No boards in {inventory_path()}. `edgekit devices add NAME HOST` registers one."]
+    say("\n".join([*lines, "", "Emulated: what they compute counts, they are never timed", *_emulated_lines(emulated)]))
 
 
 @app.command()
 @verb
 def check(name: Name, as_json: Json = False) -> int:
-    """Look at a board, leaving no trace; ends with 5 if it cannot serve."""
+    """Look at a device, leaving no trace; ends with 5 if it cannot serve, 6 if it is not set up."""
     from edgekit.devices.registering import check as look
+    from edgekit.devices.registering import emulated
     from edgekit.errors import ExitCode
 
+    if device := emulated(name):
+        say(json.dumps(_played(device), indent=2) if as_json else "\n".join(_emulated_lines([device])))
+        return ExitCode.PASS if device.ready else ExitCode.MISSING_DEPENDENCY
     with stdout_for_results():
         seen = look(name)
     say(json.dumps(_value(seen), indent=2) if as_json else "\n".join(_text(seen)))
     return ExitCode.DEVICE if seen.problems else ExitCode.PASS
+
+
+@app.command()
+@verb
+def setup(name: Name, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Set up an emulated device: fetch what it needs. Nothing is installed, and no privilege needed."""
+    from edgekit.cli.progress import progress_on_stderr
+    from edgekit.devices.registering import setup as make
+
+    with stdout_for_results(), progress_on_stderr(quiet=quiet) as progress:
+        device = make(name, progress)
+    say(json.dumps(_played(device), indent=2) if as_json else "\n".join(_emulated_lines([device])))
 
 
 @app.command()
@@ -126,12 +148,22 @@ def clean(
     force: Annotated[bool, typer.Option("--force", help="End jobs that run there.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove all that edgekit left on a board: runtimes, bundles, results."""
+    """Remove all that edgekit left on a board (runtimes, bundles, results), or what an emulated device is made of."""
     from edgekit.devices.registering import clean as remove_all
 
     with stdout_for_results():
         freed = remove_all(name, force=force)
     say(json.dumps({"name": name, "freed_bytes": freed}) if as_json else f"{name}: {freed / 1e6:.1f} MB freed.")
+
+
+def _emulated_lines(devices: list[Emulated]) -> list[str]:
+    state = ["ready" if one.ready else f"not set up: edgekit devices setup {one.name}" for one in devices]
+    texts = [f"{one.description}; {said}" for one, said in zip(devices, state, strict=True)]
+    return [line for one, text in zip(devices, texts, strict=True) for line in labelled(one.name, text, 21)]
+
+
+def _played(device: Emulated) -> dict[str, Any]:
+    return {"kind": "emulated", **device.describe(), "ready": device.ready, "folder": str(device.folder)}
 
 
 def _entry(values: dict[str, Any]) -> Entry:

@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from edgekit.bundle import Bundle
-from edgekit.errors import UsageError
+from edgekit.errors import MeasurementInvalidError, UsageError
 from edgekit.extras import unknown
 from edgekit.registry import places, resolve
 
-DEVICES: dict[str, str] = {"local": "edgekit.devices.local:Local"}
+if TYPE_CHECKING:
+    from edgekit.context import Progress
+
+DEVICES: dict[str, str] = {
+    "local": "edgekit.devices.local:Local",
+    "emulated-cortex-a72": "edgekit.devices.emulated:CortexA72",
+    "emulated-cortex-a76": "edgekit.devices.emulated:CortexA76",
+    "emulated-haswell": "edgekit.devices.emulated:Haswell",
+}
 """Name in a recipe -> class. Registered boards are known by their own names (`open_device`).
 Third parties add theirs under the entry point group `edgekit.devices`."""
 
@@ -70,6 +78,20 @@ class Device(Protocol):
         """`a` and `b` in interleaved blocks, in two processes that never run at the same time."""
 
 
+def is_emulated(device: Device) -> bool:
+    """Whether what the device computes counts and its times do not: it is never asked for one."""
+    return bool(getattr(device, "emulated", False))
+
+
+def refuse_times(name: str) -> NoReturn:
+    """Raise what an emulated device answers when it is asked for a time.
+
+    Raises:
+        MeasurementInvalidError: always.
+    """
+    raise MeasurementInvalidError(f"{name} is emulated: what it computes counts, its times mean nothing")
+
+
 def device_names() -> tuple[str, ...]:
     """What a recipe may say as `device`: edgekit's own, those of entry points, and the registered boards."""
     from edgekit.devices.inventory import load_inventory
@@ -77,11 +99,14 @@ def device_names() -> tuple[str, ...]:
     return tuple(sorted({*places(DEVICES, GROUP), *load_inventory()}))
 
 
-def open_device(name: str, *, wait: bool = False, kill_on_interrupt: bool = False) -> Device:
+def open_device(
+    name: str, *, wait: bool = False, kill_on_interrupt: bool = False, progress: Progress | None = None
+) -> Device:
     """The device `name`: a part of edgekit, one of an entry point, or a registered board.
 
     `wait` queues behind another user of a board instead of refusing. `kill_on_interrupt` ends what runs on a board
-    when this process is interrupted; otherwise it goes on there, and the same call takes up its result.
+    when this process is interrupted; otherwise it goes on there, and the same call takes up its result. `progress` is
+    told what an emulated device fetches.
 
     Raises:
         UsageError: nothing is called that; the message guesses what was meant.
@@ -93,6 +118,8 @@ def open_device(name: str, *, wait: bool = False, kill_on_interrupt: bool = Fals
 
     if name in places(DEVICES, GROUP):
         found: Device = resolve("device", name, DEVICES, GROUP)()
+        if progress is not None and hasattr(found, "progress"):
+            found.progress = progress
         return found
     boards = load_inventory()
     if name not in boards:
@@ -102,4 +129,6 @@ def open_device(name: str, *, wait: bool = False, kill_on_interrupt: bool = Fals
     return Ssh(name, boards[name], wait=wait, kill_on_interrupt=kill_on_interrupt)
 
 
-__all__: Sequence[str] = ("DEVICES", "Bench", "Device", "Pairs", "Run", "device_names", "open_device")
+__all__: Sequence[str] = (
+    "DEVICES", "Bench", "Device", "Pairs", "Run", "device_names", "is_emulated", "open_device", "refuse_times",
+)  # fmt: skip

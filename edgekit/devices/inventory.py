@@ -130,7 +130,11 @@ def find(name: str, path: Path | None = None) -> Entry:
     Raises:
         UsageError: none is called that.
     """
+    from edgekit.devices import DEVICES
+
     known = load_inventory(path)
+    if name in DEVICES:
+        raise UsageError(f"{name!r} is a device of edgekit itself, no registered board.")
     if name not in known:
         raise UsageError(unknown("registered device", name, known) + " `edgekit devices add` registers one.")
     return known[name]

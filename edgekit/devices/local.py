@@ -127,13 +127,10 @@ class Local:
             _kill(process)
 
     def _start(self, bundle: Bundle, options: Sequence[str]) -> _Process:
-        # -B: a bundle leaves nothing behind. The environment is without what would change Python or its threads.
-        environment = {
-            key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "OMP_", "KMP_", "MKL_"))
-        }
+        command, environment = self._launch(bundle)
         try:
             popen = subprocess.Popen(
-                [self.python, "-B", str(bundle.path), *options],
+                [*command, str(bundle.path), *options],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -141,8 +138,17 @@ class Local:
                 text=True,
             )
         except OSError as error:
-            raise DeviceError(f"cannot start {self.python}: {error}") from error
+            raise DeviceError(f"cannot start {command[0]}: {error}") from error
         return _Process(popen, bundle.path)
+
+    def _launch(self, bundle: Bundle) -> tuple[list[str], dict[str, str]]:
+        """What starts the bundle, and its environment. -B: a bundle leaves nothing behind."""
+        return [self.python, "-B"], self._environment()
+
+    def _environment(self) -> dict[str, str]:
+        """This process's, without what would change Python or its threads."""
+        unwanted = ("PYTHON", "OMP_", "KMP_", "MKL_")
+        return {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
 
     def _finish(
         self, process: _Process, *, accept: Sequence[int] = (0,), on_done: Callable[[int], None] | None = None

@@ -1,4 +1,4 @@
-"""Boards from the user's side: register one, look at it, clean it up."""
+"""Devices from the user's side: register a board or set up an emulated device, look at it, clean it up."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgekit.context import Progress
 from edgekit.devices import inventory
+from edgekit.devices.emulated import ALL, Emulated
 from edgekit.devices.inventory import Entry
 from edgekit.devices.ssh import Ssh
+from edgekit.errors import UsageError
+from edgekit.extras import unknown
 from edgekit.target import load_target
 
 ROOM = 500_000_000
@@ -73,20 +77,45 @@ def look(name: str, entry: Entry) -> Checked:
     return Checked(name, entry, facts, tuple(problems))
 
 
+def emulated(name: str) -> Emulated | None:
+    """The emulated device of that name, if it is one."""
+    return ALL[name]() if name in ALL else None
+
+
+def setup(name: str, progress: Progress | None = None) -> Emulated:
+    """Set up an emulated device: what is missing is fetched; nothing is installed, and no privilege needed.
+
+    Raises:
+        UsageError: it is none.
+        MissingDependencyError: this is no Linux, or a tool is missing and cannot be fetched.
+        DeviceError: Debian's packages cannot be fetched.
+    """
+    if name not in ALL:
+        if name == "local" or name in inventory.load_inventory():
+            raise UsageError(f"{name!r} needs no setting up: runtimes are brought there with the first measurement.")
+        raise UsageError(unknown("emulated device", name, ALL))
+    device = ALL[name](progress=progress)
+    device.setup()
+    return device
+
+
 def remove(name: str) -> Entry:
     """Forget a board. What lies on it stays there: clean it first.
 
     Raises:
         UsageError: none is called that.
     """
+    inventory.find(name)
     return inventory.unregister(name)
 
 
 def clean(name: str, *, force: bool = False) -> int:
-    """Remove all that edgekit left on a board: the bytes that were freed.
+    """Remove all that edgekit left on a board, or made for an emulated device: the bytes that were freed.
 
     Raises:
         UsageError: none is called that.
         DeviceError: it cannot be reached, or jobs run there and `force` does not end them.
     """
+    if device := emulated(name):
+        return device.clean()
     return Ssh(name, inventory.find(name)).clean(force=force)

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgekit.bundle import Bundle, open_bundle
-from edgekit.devices import Bench, Pairs, Run
+from edgekit.devices import Bench, Pairs, Run, refuse_times
 from edgekit.devices import _wheels as wheels
 from edgekit.devices._pending import Ticket
 from edgekit.devices._session import BOARD_LOCK, BOOT_ID, Session, Work
 from edgekit.devices.benching import gather
 from edgekit.devices.inventory import Entry
 from edgekit.devices.local import BLOCK_S, ERRORS, RUN_BATCH
-from edgekit.errors import DeviceError, IntegrityError, MeasurementInvalidError, MissingDependencyError
+from edgekit.errors import DeviceError, IntegrityError, MissingDependencyError
 
 T = TypeVar("T")
 PAIRS = Path(__file__).with_name("_pairs.py")
@@ -67,6 +67,11 @@ class Ssh:
         }  # fmt: skip
         self._probed: dict[str, Any] | None = None
         self._pythons: dict[tuple[str, ...], Python] = {}
+
+    @property
+    def emulated(self) -> bool:
+        """Whether its entry says that it runs in an emulator: it is never timed then."""
+        return self.entry.emulated
 
     def describe(self) -> Mapping[str, Any]:
         """Processor, features, cores, memory, kernel; `fingerprint` is a hash over all of them."""
@@ -181,7 +186,7 @@ class Ssh:
 
     def _refuse_emulated(self) -> None:
         if self.entry.emulated:
-            raise MeasurementInvalidError(f"{self.name} is emulated: what it computes counts, its times mean nothing")
+            refuse_times(self.name)
 
     def _agent(
         self,

@@ -136,7 +136,7 @@ def _card(report: Report, result: Result) -> Markup:
         _speed_fact(result),
     ]
     why = el("p", _sentence(result.ships_reason), class_="why") if result.ships_reason else None
-    head = _card_head(result.backend, result.target, f"{result.precision}, {result.status}", status)
+    head = _card_head(result.backend, result.target, f"{result.precision}, {words.status(result)}", status)
     return el("div", head, el("dl", facts), why, class_="card")
 
 
@@ -167,8 +167,11 @@ def _speed_fact(result: Result) -> Markup:
         if pair.ratio > 1:
             return _fact("Slower", f"{pair.ratio:.2f}x", f"[{pair.low:.2f}, {pair.high:.2f}]", f"p50 {latency}")
         return _fact("Faster", f"{1 / pair.ratio:.2f}x", f"[{1 / pair.high:.2f}, {1 / pair.low:.2f}]", f"p50 {latency}")
-    below = "median latency" if latency != NOTHING else "no device" if result.status != "measured" else "not measured"
-    return _fact("Speed", latency, below)
+    if latency != NOTHING:
+        return _fact("Speed", latency, "median latency")
+    emulated = result.device is not None and result.device.emulated
+    unseen = "no device" if result.status != "measured" else "not measured"
+    return _fact("Speed", latency, "emulated: not timed" if emulated else unseen)
 
 
 def _empty_card(report: Report, target: str, backend: str) -> Markup:

@@ -30,7 +30,7 @@ def _row(report: Report, result: Result) -> str:
     cells = [
         result.target,
         words.backend(result.backend),
-        f"{result.role} {result.precision} ({result.status})",
+        f"{result.role} {result.precision} ({words.status(result)})",
         show(result.size_bytes, "bytes"),
         f"{times:.1f}x" if times else NOTHING,
         words.accuracy(result.accuracy),

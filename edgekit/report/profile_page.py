@@ -54,7 +54,8 @@ def render(seen: Profiles) -> str:
 
 
 def _name(one: Profiled) -> str:
-    return f"{backend(one.backend)} {one.role} {one.precision} on {one.device_name}"
+    emulated = " (emulated)" if one.emulated else ""
+    return f"{backend(one.backend)} {one.role} {one.precision} on {one.device_name}{emulated}"
 
 
 def _overview(results: Sequence[Profiled]) -> Markup | None:

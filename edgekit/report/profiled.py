@@ -45,6 +45,8 @@ class Profiled(_Value):
     size_bytes: int
     device_name: str
     threads: int
+    emulated: bool = False
+    """True: the device is an emulator, and nothing is timed there."""
     device: DeviceInfo | None = None
     latency_s: Latency | None = None
     samples_s: tuple[float, ...] = ()
@@ -92,7 +94,7 @@ def text(seen: Profiles) -> str:
 
 def _lines(seen: Profiled) -> Iterator[str]:
     threads = f"{seen.threads} thread{'s' if seen.threads > 1 else ''}"
-    yield f"{title(seen)}, on {seen.device_name} with {threads}"
+    yield f"{title(seen)}, on {seen.device_name}{' (emulated)' if seen.emulated else ''} with {threads}"
     if seen.error:
         yield f"  failed         {seen.error}"
         return

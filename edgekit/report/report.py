@@ -123,10 +123,14 @@ class Paired(_Value):
 
 
 class DeviceInfo(_Value):
-    """Where it was measured. Two results compare only if `fingerprint` and `threads` are equal."""
+    """Where it was measured. Two results compare only if `fingerprint` and `threads` are equal.
+
+    `emulated` is true where no processor of that kind was there: what was computed counts, and nothing was timed.
+    """
 
     name: str
     fingerprint: str
+    emulated: bool = False
     threads: int | None = None
     state: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)

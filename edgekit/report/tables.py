@@ -77,7 +77,7 @@ def results(report: Report) -> Markup | None:
 
 def _result(report: Report, result: Result) -> Markup:
     ships = el("small", chip("ships", "pass")) if result.ships else None
-    state = [chip(result.status, _STATES[result.status])]
+    state = [chip(words.status(result), _STATES[result.status])]
     if result.status == "failed":
         return el(
             "tr",
@@ -264,14 +264,11 @@ def environment(report: Report) -> Markup | None:
     if report.source.sha256:
         rows.append(_fact("source sha256", report.source.sha256))
     for device in dict.fromkeys(
-        (r.device.name, r.device.fingerprint, r.device.threads) for r in report.results if r.device
+        (r.device.name, r.device.fingerprint, r.device.threads, r.device.emulated) for r in report.results if r.device
     ):
-        name, fingerprint, threads = device
-        rows.append(
-            _fact(
-                f"device {name}", f"{fingerprint}, {words.plural(threads, 'thread') if threads else 'threads unknown'}"
-            )
-        )
+        name, fingerprint, threads, emulated = device
+        used = words.plural(threads, "thread") if threads else "threads unknown"
+        rows.append(_fact(f"device {name}", f"{fingerprint}, {used}{', emulated: not timed' if emulated else ''}"))
     versions = {k: v for r in report.results if r.device for k, v in r.device.versions.items()}
     rows += [_fact(f"{name} (device)", version) for name, version in versions.items()]
     return table("Environment", ("What", "Value"), rows, text=(0, 1), class_="stack") if rows else None

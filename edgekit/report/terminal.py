@@ -50,9 +50,10 @@ def _heading(report: Report) -> Text:
 
 def _target(report: Report, target: str) -> Table:
     same = [r for r in report.results if r.target == target and r.status != "failed"]
-    device = next((r.device.name for r in same if r.device), None)
+    device = next((r.device for r in same if r.device), None)
+    word = "emulated, not timed," if device and device.emulated else "timed"
     table = Table(
-        title=f"{target}{f' (timed on {device})' if device else ''}", title_justify="left", title_style="bold",
+        title=f"{target}{f' ({word} on {device.name})' if device else ''}", title_justify="left", title_style="bold",
         box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim",
     )  # fmt: skip
     table.add_column("", width=1)
@@ -84,7 +85,7 @@ def _row(report: Report, result: Result, scored: bool, timed: bool) -> list[str]
     if timed:
         cells += [words.percentile(result, "p50"), _ratio(result, "reference"), _ratio(result, "float")]
     cells.append(words.nodes(result) if result.role == "quantized" else "")
-    return cells if timed else [*cells, result.status]
+    return cells if timed else [*cells, words.status(result)]
 
 
 def _accuracy(result: Result) -> str:

@@ -33,6 +33,12 @@ def backend(name: str) -> str:
     return BACKENDS.get(name, name)
 
 
+def status(result: Result) -> str:
+    """measured, built, emitted or failed; what was measured in an emulator alone is called so."""
+    emulated = result.device is not None and result.device.emulated
+    return "emulated" if emulated and result.status == "built" else result.status
+
+
 def outcome(report: Report) -> str:
     """What the exit code says, in a word or two; "Done" where nothing was asked of the run."""
     if report.exit_code == ExitCode.PASS and not report.gate:

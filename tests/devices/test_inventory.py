@@ -107,7 +107,7 @@ def test_devices_are_found_by_name() -> None:
     inventory.register("raspi", Entry(host="a"))
     found = open_device("raspi")
     assert isinstance(found, Ssh) and found.name == "raspi"
-    assert device_names() == ("local", "raspi")
+    assert {"local", "raspi", "emulated-cortex-a72"} <= set(device_names())
     with pytest.raises(UsageError, match=r"Unknown device 'rapsi'. Did you mean 'raspi'\?.*devices add"):
         open_device("rapsi")
 

@@ -6,12 +6,9 @@ a shortcut, pooling, a dense layer) for 500 images of Fashion-MNIST, as the bund
 
 from __future__ import annotations
 
-import os
-import subprocess
-
-import emulators
 import numpy as np
 import pytest
+from emulators import emulated
 from quant_graphs import stream
 from zoo import Net
 
@@ -57,16 +54,9 @@ def model(fashion_mnist):
     return OnnxModel(name="tiny", proto=proto, inputs=inputs, outputs=outputs, quant=spec)
 
 
-def python(where):
-    try:
-        return getattr(emulators, where)()
-    except emulators.NoEmulatorError as reason:
-        pytest.skip(f"no emulator: {reason}")
-
-
 def steps_off(model, images, where, backend, target, work, grid=None):
     """By how many quantization steps each output of the bundle is off the simulation."""
-    command = python(where)
+    device = emulated(where)
     described = load_target(target)
     facts = described.backends[backend]
     facts = facts.model_copy(update={"grid": grid or facts.grid})
@@ -76,14 +66,7 @@ def steps_off(model, images, where, backend, target, work, grid=None):
         backend, resolve("backend", backend, BACKENDS, "edgekit.backends")().build(job), job, work / "model.edge"
     )
     np.save(work / "in.npy", images)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    done = subprocess.run(
-        [*command, str(bundle.path), "run", "--inputs", work / "in.npy", "--outputs", work / "out.npz"],
-        env={**environment, "EDGEKIT_CACHE": str(work)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    device.run(bundle, work / "in.npy", work / "out.npz")
     with np.load(work / "out.npz", allow_pickle=False) as outputs:
         seen = outputs["y"]
     floats, spec, _ = rewritten(model.proto, model.quant, facts.grid, backend)
@@ -94,10 +77,10 @@ def steps_off(model, images, where, backend, target, work, grid=None):
 @pytest.mark.parametrize(
     ("where", "backend", "target"),
     [
-        ("without_vnni", "onnxruntime", "x86-64-no-vnni"),
-        ("without_vnni", "litert", "x86-64-no-vnni"),
-        ("arm64", "onnxruntime", "raspberry-pi-4"),
-        ("arm64", "litert", "raspberry-pi-4"),
+        ("emulated-haswell", "onnxruntime", "x86-64-no-vnni"),
+        ("emulated-haswell", "litert", "x86-64-no-vnni"),
+        ("emulated-cortex-a72", "onnxruntime", "raspberry-pi-4"),
+        ("emulated-cortex-a72", "litert", "raspberry-pi-4"),
     ],
 )
 def test_every_output_is_within_one_step(model, images, tmp_path, where, backend, target):
@@ -108,13 +91,13 @@ def test_every_output_is_within_one_step(model, images, tmp_path, where, backend
 
 def test_openvino_without_vnni(model, images, tmp_path):
     """It breaks ties otherwise at both inputs of an addition too, as on any processor: a step may become two."""
-    off = steps_off(model, images, "without_vnni", "openvino", "x86-64-no-vnni", tmp_path)
+    off = steps_off(model, images, "emulated-haswell", "openvino", "x86-64-no-vnni", tmp_path)
     assert (off <= ONE_STEP).mean() > 0.95
     assert off.max() <= 2.5
 
 
 def test_without_reduced_range_sums_saturate(model, images, tmp_path):
     """What the reduced range is for: the same weights with 8 bits, on the same processor, give other numbers."""
-    off = steps_off(model, images, "without_vnni", "onnxruntime", "x86-64-no-vnni", tmp_path, grid="affine")
+    off = steps_off(model, images, "emulated-haswell", "onnxruntime", "x86-64-no-vnni", tmp_path, grid="affine")
     assert (off > ONE_STEP).mean() > 0.1
     assert off.max() > 5
