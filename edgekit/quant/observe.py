@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,7 @@ def observe(
     expected = max(total or len(first[0]), 1)
     share = COUNTED / expected
     each = EACH * max(1, round(ENOUGH / expected))  # few samples have to tell more each
-    full = saturated(proto, view, first) if expected >= WORTH_IT else {}
+    full = saturated(proto, view, _one(proto, view, first)) if expected >= WORTH_IT else {}
     probes = _Probes(proto, view, names, layers, [array.shape for array in first], each, full)
     samples = 0
     counts: deque[int] = deque()
@@ -103,6 +103,13 @@ def observe(
             samples += count
             task.advance(count)
     return probes.result(samples)
+
+
+def _one(proto: onnx.ModelProto, view: GraphView, batch: Sequence[Array]) -> Sequence[Array]:
+    """The first sample of a batch, or the batch where the graph fixes its size."""
+    dims = [item.type.tensor_type.shape.dim for item in proto.graph.input if item.name in view.inputs]
+    fixed = any(not dim or dim[0].HasField("dim_value") for dim in dims)
+    return batch if fixed else [array[:1] for array in batch]
 
 
 def _filled(
@@ -223,11 +230,6 @@ class _Probes:
         self.shapes = _shapes(proto, view, inputs)
         _fix(self.graph, view, inputs)
         self.channels = {layer.source: -1 if layer.node.op_type in ("Gemm", "MatMul") else 1 for layer in layers}
-        seen = tuple(dict.fromkeys((*names, *self.channels)))
-        self.low = {name: self.reduced(name, "ReduceMin") for name in seen if not self._bounded(name)}
-        self.high = {name: self.reduced(name, "ReduceMax") for name in seen if name not in self.full}
-        self.strided = {name: self.positions(name) for name in seen}
-        self.sums = {name: self.reduced(name, "ReduceSum") for name in _doubtful(view)}
         self.histograms = {name: Histogram() for name in names}
         self.totals = {name: _Sums(axis, self.full.get(name)) for name, axis in self.channels.items()}
         self.readers: dict[str, list[Moments]] = {}
@@ -235,7 +237,31 @@ class _Probes:
             if layer.node.op_type != "ConvTranspose":
                 self.readers.setdefault(layer.source, []).append(Moments(layer))
         self.crops = {name: self._crop(name, found) for name, found in self.readers.items()}
-        self.pieces = {name: self._piece(name, self.crops[name]) for name in self.readers}
+        self.low: dict[str, int] = {}
+        self.high: dict[str, int] = {}
+        self.strided: dict[str, int] = {}
+        self.pieces: dict[str, int] = {}
+        self.sums: dict[str, int] = {}
+        self._ask(dict.fromkeys((*names, *self.channels)), frozenset(_doubtful(view)))
+
+    def _ask(self, seen: Mapping[str, None], doubtful: Container[str]) -> None:
+        """Add the outputs, tensor after tensor as the graph makes them.
+
+        Runtimes go through a graph from output to output: asked for in another order, every tensor would stay in
+        memory until the end of the graph, and the whole pass would be a fifth slower.
+        """
+        made = (name for node in self.view.nodes for name in node.output)
+        for name in dict.fromkeys((*self.view.inputs, *made, *seen)):
+            if name in seen:
+                if not self._bounded(name):
+                    self.low[name] = self.reduced(name, "ReduceMin")
+                if name not in self.full:
+                    self.high[name] = self.reduced(name, "ReduceMax")
+                self.strided[name] = self.positions(name)
+            if name in self.readers:
+                self.pieces[name] = self._piece(name, self.crops[name])
+            if name in doubtful:
+                self.sums[name] = self.reduced(name, "ReduceSum")
 
     def _bounded(self, name: str) -> bool:
         producer = self.view.producer.get(name)

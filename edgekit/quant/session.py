@@ -89,8 +89,9 @@ def stream(proto: onnx.ModelProto, batches: Iterable[Sequence[Array]]) -> Iterat
         for batch in batches:
             yield batch, session(batch)
         return
-    compiled = _compiled(proto, streams=os.cpu_count() or 1)
-    requests = [compiled.create_infer_request() for _ in range(os.cpu_count() or 1)]
+    cores = os.cpu_count() or 1
+    compiled = _compiled(proto, streams=cores)
+    requests = [compiled.create_infer_request() for _ in range(cores + 1)]  # one waits while another is read
     running: deque[tuple[Sequence[Array], Any]] = deque()
     ports = range(len(compiled.outputs))
     for count, batch in enumerate(batches):
