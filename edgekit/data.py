@@ -210,6 +210,13 @@ def _check_feedable(data: DataSet, inputs: Sequence[TensorSpec]) -> None:
     if len(fixed) > 1:
         sizes = ", ".join(f"{spec.name!r} {list(spec.shape)}" for spec in inputs)
         raise UsageError(f"The model's inputs are fixed to different batches, and cannot be cut into samples: {sizes}.")
+    free = {spec.shape[0] for spec in inputs if isinstance(spec.shape[0], str)}
+    for spec in inputs:
+        if isinstance(spec.shape[0], int) and (elsewhere := free.intersection(spec.shape[1:])):
+            raise UsageError(
+                f"The model's input {spec.name!r} {list(spec.shape)} holds the samples ({elsewhere.pop()}) along "
+                "another axis than the first. Export the model with every input's samples along its first axis."
+            )
     floats = [spec for spec in inputs if np.dtype(spec.dtype).kind == "f"]
     values = all(split.preprocess.identity for split in data.splits.values())
     layouts = all(not split.preprocess.layout for split in data.splits.values())

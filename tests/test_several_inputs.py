@@ -163,6 +163,12 @@ def test_arrays_that_cannot_be_used(tmp_path, arrays, message):
             "has `preprocess`, which is for one input of floats",
         ),
         (
+            {"x.a": np.zeros((8, 3)), "x.state": np.zeros((8, 2, 3))},
+            [TensorSpec("a", "float32", ("n", 3)), TensorSpec("state", "float32", (2, "n", 3))],
+            {},
+            "'state' [2, 'n', 3] holds the samples (n) along another axis",
+        ),
+        (
             {"x.a": np.zeros((8, 3)), "x.b": np.zeros((8, 3))},
             [TensorSpec("a", "float32", (2, 3)), TensorSpec("b", "float32", (1, 3))],
             {},

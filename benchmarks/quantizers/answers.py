@@ -9,8 +9,8 @@ from samples import batches
 
 def main(runtime: str, model: str, data: str, out: str) -> None:
     """Run in batches of 8."""
-    run = load(runtime, model, 2)
-    np.save(out, np.concatenate([run(x) for x in batches(data, 8)]))
+    file = load(runtime, model, 2)
+    np.save(out, np.concatenate([file.run(file.prepare(x)) for x in batches(data, 8)]))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ MOVES_DATA = frozenset(
     {"Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Resize"}
     | {"Shape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 )
+NO_RULE = "No conversion rule found"
 INTEGERS = frozenset({"i4", "u4", "i8", "u8"})
 
 
@@ -27,7 +28,7 @@ def convert(ov: ModuleType, proto: onnx.ModelProto, work: Path) -> Any:
     """OpenVINO's graph of an ONNX model: Q/DQ pairs become FakeQuantize, integer weights stay integers.
 
     Raises:
-        BuildError: OpenVINO has no rule for some operators; they are named.
+        BuildError: OpenVINO has no rule for some operators, which are named, or stumbles over the graph.
     """
     import onnx
 
@@ -40,7 +41,9 @@ def convert(ov: ModuleType, proto: onnx.ModelProto, work: Path) -> Any:
     except _failures(ov) as error:
         stopped = nodes_in(str(error), proto)
         types = sorted({node.op_type for node in nodes(proto.graph) if node.name in stopped})
-        seen = f"it has no rule for {', '.join(types)} at {', '.join(stopped)}" if stopped else one_line(str(error))
+        seen = one_line(str(error))
+        if stopped and NO_RULE in seen:
+            seen = f"it has no rule for {', '.join(types)} at {', '.join(stopped)}"
         raise BuildError(f"OpenVINO cannot convert the model: {seen}.", stopped) from error
 
 

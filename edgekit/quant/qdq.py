@@ -220,6 +220,8 @@ class _Emitter:
         value = self.view.constant(tensor)
         if self.variant == "symmetric" or value is None:
             return
+        if self.backend == "openvino" and value.size == 1 and not self.wanted(tensor):
+            return  # every grid holds the number, and OpenVINO's fusion of Swish throws where it is dequantized
         grid = self.grid(tensor)
         integers = np.clip(np.rint(value / np.float32(grid.scale)) + grid.zero_point, grid.low, grid.high)
         scale = np.asarray(grid.scale, np.float32)

@@ -308,3 +308,23 @@ def test_pooling_that_counts_its_padding_is_what_the_graph_says(backend, ceil, p
     plain = run(emit(net, spec, "affine", "none"), x, optimize=False)
     session = open_session(emit(net, spec, "affine", backend), runtime=backend)
     assert snr(plain, session([x])[0]) > 30
+
+
+@pytest.mark.parametrize("factor", [np.float32([1.0]), np.float32([1.702]), np.float32(1.702), np.float32([[[1.5]]])])
+def test_a_sigmoid_gate_with_a_factor_runs_on_openvino(factor, tmp_path):
+    """OpenVINO fuses `x * Sigmoid(factor * x)`, and throws where the factor is dequantized and of rank 1."""
+    b = Builder()
+    b.conv("x", "stem", 8, 3)
+    b.constant("factor", factor)
+    b.add("Mul", ["stem", "factor"], "scaled")
+    b.add("Sigmoid", ["scaled"], "gate")
+    b.add("Mul", ["stem", "gate"], "swish")
+    b.conv("swish", "last", 4, 8)
+    gated = b.model({"x": ["n", 3, 12, 12]}, {"last": ["n", 4, 12, 12]})
+    x = samples(64, seed=9)
+    emitted = emit(gated, quantized(gated), "affine", "openvino")
+    path = tmp_path / "model.onnx"
+    onnx.save(emitted, path)
+    ov = pytest.importorskip("openvino")
+    compiled = ov.Core().compile_model(ov.convert_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert snr(run(gated, x), compiled([x])[0]) > 30
