@@ -1,12 +1,12 @@
 """The agent's p50 beside that of each runtime's own tool, or of the shortest loop that its API allows.
 
-    python benchmarks/harness.py X.edge ... [--inputs in.npy] [--threads 1] [--rounds 30] [--out harness.md]
+    python benchmarks/harness.py X.edge ... [--inputs in.npy] [--threads 1] [--rounds 12] [--out harness.md]
 
-The same model file, settings and threads for both; the two take turns (agent, peer, peer, agent) in blocks, so that
-what the machine does besides meets both, and are started anew several times, because where memory happens to lie is
-part of what varies. Peers: a loop over `InferenceSession.run`, over an OpenVINO request whose inputs are set, over a
-LiteRT interpreter, and OpenVINO's `benchmark_app` (its median has two decimals of a millisecond: take models of some
-milliseconds). Writes a Markdown table: ratio agent / peer with its 95 % interval, and the spread of single rounds.
+The same model file, settings, threads and processors for both; the two take turns (agent, peer, peer, agent) in short
+blocks, so that what the machine does besides meets both, and each round starts them anew, because where memory happens
+to lie is part of what varies. Peers: a loop over `InferenceSession.run`, over an OpenVINO request whose inputs are set,
+over a LiteRT interpreter, and OpenVINO's `benchmark_app` (its median has two decimals of a millisecond: take models of
+some milliseconds). Writes a Markdown table: ratio agent / peer with its 95 % interval, and the spread of single rounds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,12 +31,18 @@ import numpy as np
 from edgekit.agent.bench import samples_of, spread
 from edgekit.agent.infer import batch_size
 from edgekit.agent.unpack import Archive
-from edgekit.compare import Round, paired_ratio
+from edgekit.compare import paired_ratio
+from edgekit.devices._pairs import BLOCK_S, LEAST_TURNS, TIMED_S, processors
+from edgekit.devices.benching import interleaved
 
 TARGET = 0.03
 """How far the agent's p50 may be from the peer's."""
 
-STARTS = 3
+APP_S = 1.0
+"""What benchmark_app is run for, and the agent against it."""
+
+Turns = list[list[list[float]]]
+"""Of one round: for each turn the blocks agent, peer, peer, agent, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,6 @@ class Job:
     inputs: Path
     raw: str
     threads: int
-    block_s: float
 
     @property
     def backend(self) -> str:
@@ -76,15 +81,16 @@ def main() -> None:
     parser.add_argument("bundles", nargs="*", type=Path)
     parser.add_argument("--inputs", default="", help="samples for the agent and the loops; the golden ones otherwise")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--block", type=float, default=0.1, help="seconds of a block")
-    parser.add_argument("--app-rounds", type=int, default=6, help="rounds with benchmark_app, whose blocks take 1 s")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--app-rounds", type=int, default=8, help="rounds with benchmark_app: one turn of 1 s blocks")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:
         serve_peer(json.loads(options.peer))
         return
+    if kept := processors(options.threads):
+        os.sched_setaffinity(0, kept)  # which all processes inherit
     lines = [
         "| bundle | peer | agent p50 | peer p50 | agent / peer | 95 % | single rounds | p10 | |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -92,9 +98,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for path in options.bundles:
             job = prepared(path, options, Path(folder))
-            taken = {"bare loop": rounds_of(job, loop, options.rounds)}
+            taken = {"bare loop": [round_of(job, loop) for _ in range(options.rounds)]}
             if job.backend == "openvino" and options.app_rounds:
-                taken["benchmark_app"] = rounds_of(replace(job, block_s=1.0), benchmark_app, options.app_rounds)
+                app = [round_of(job, benchmark_app, APP_S, 1) for _ in range(options.app_rounds)]
+                taken["benchmark_app"] = app
             lines += [row(path, name, rounds) for name, rounds in taken.items()]
             print("\n".join(lines[-len(taken) :]), flush=True)
     if options.out:
@@ -109,40 +116,43 @@ def prepared(path: Path, options: argparse.Namespace, folder: Path) -> Job:
     inputs = folder / f"{path.stem}.npz"
     np.savez(inputs, **{f"{turn}/{i}": array for turn, feeds in enumerate(ready) for i, array in enumerate(feeds)})
     model = archive.unpack() / archive.manifest["entry"]
-    return Job(archive, model, inputs, options.inputs, options.threads, options.block)
+    return Job(archive, model, inputs, options.inputs, options.threads)
 
 
-Blocks = Callable[[], list[float]]
-"""Measures one block: seconds of its inferences, or its median alone where a tool tells no more."""
+Blocks = Callable[[float], list[float]]
+"""Measures one block of so many seconds: times of its inferences, or their median where a tool tells no more."""
 
 
 def loop(job: Job, stack: ExitStack) -> Blocks:
     """The bare loop of the bundle's backend, in a process of its own."""
     command = [sys.executable, str(Path(__file__).resolve()), "--peer", job.settings()]
-    return stack.enter_context(serving(command, job.block_s))
+    return stack.enter_context(serving(command))
 
 
-def rounds_of(job: Job, peer: Callable[[Job, ExitStack], Blocks], count: int) -> list[tuple[list[float], ...]]:
-    """Rounds of agent, peer, peer, agent: `count` of them, in `STARTS` pairs of fresh processes."""
+def round_of(
+    job: Job, peer: Callable[[Job, ExitStack], Blocks], block_s: float = BLOCK_S, least: int = LEAST_TURNS
+) -> Turns:
+    """Turns of agent, peer, peer, agent, in a pair of fresh processes: an odd number, so that one is the middle one."""
     command = [sys.executable, "-B", job.archive.path, "bench", "--blocks", f"--threads={job.threads}"]
     command += [f"--inputs={job.raw}"] if job.raw else []
-    taken: list[tuple[list[float], ...]] = []
-    for start in range(STARTS):
-        with ExitStack() as stack:
-            agent, other = stack.enter_context(serving(command, job.block_s)), peer(job, stack)
-            turns = range(start, count, STARTS)
-            taken.extend((agent(), other(), other(), agent()) for _ in turns)
-    return taken
+    turns: Turns = []
+    with ExitStack() as stack:
+        agent, other = stack.enter_context(serving(command)), peer(job, stack)
+        ends = time.monotonic() + TIMED_S
+        while len(turns) < least or time.monotonic() < ends or len(turns) % 2 == 0:
+            turns.append([take(block_s) for take in (agent, other, other, agent)])
+    return turns
 
 
-def row(path: Path, name: str, taken: Sequence[tuple[list[float], ...]]) -> str:
+def row(path: Path, name: str, taken: Sequence[Turns]) -> str:
     """One line of the table."""
-    rounds: list[Round] = [(median(a1), median(b1), median(b2), median(a2)) for a1, b1, b2, a2 in taken]
+    rounds = interleaved([{"samples_s": turns} for turns in taken]).rounds
     ratio, low, high = paired_ratio(rounds)
     single = sorted(float(np.sqrt(a1 * a2 / b1 / b2)) for a1, b1, b2, a2 in rounds)
-    agent = [second for a1, _, _, a2 in taken for second in (*a1, *a2)]
-    peer = [second for _, b1, b2, _ in taken for second in (*b1, *b2)]
-    fast = f"{np.quantile(agent, 0.1) / np.quantile(peer, 0.1):.4f}" if len(peer) > 2 * len(taken) else ""
+    agent, peer = (
+        [x for turns in taken for turn in turns for i in places for x in turn[i]] for places in ((0, 3), (1, 2))
+    )
+    fast = "" if name == "benchmark_app" else f"{np.quantile(agent, 0.1) / np.quantile(peer, 0.1):.4f}"
     inside, outside = max(high - 1, 1 - low) <= TARGET, low > 1 + TARGET or high < 1 - TARGET
     verdict = f"within {TARGET:.0%}" if inside else "**off**" if outside else "too noisy to tell"
     return (
@@ -152,7 +162,7 @@ def row(path: Path, name: str, taken: Sequence[tuple[list[float], ...]]) -> str:
 
 
 @contextmanager
-def serving(command: Sequence[str], block_s: float) -> Iterator[Blocks]:
+def serving(command: Sequence[str]) -> Iterator[Blocks]:
     """A process that measures a block for every line on its stdin: the agent's protocol, the peers speak it too."""
     hidden = ("PYTHON", "OMP_", "KMP_", "MKL_")
     own = {key: value for key, value in os.environ.items() if not key.startswith(hidden) or key == "PYTHONPATH"}
@@ -164,7 +174,7 @@ def serving(command: Sequence[str], block_s: float) -> Iterator[Blocks]:
         if not told.readline():
             raise SystemExit(f"{' '.join(command)[:300]} did not start")
 
-        def block() -> list[float]:
+        def block(block_s: float) -> list[float]:
             given.write(f"{block_s}\n")
             given.flush()
             seconds: list[float] = json.loads(told.readline())["samples_s"]
@@ -186,11 +196,11 @@ def benchmark_app(job: Job, stack: ExitStack) -> Blocks:
     shapes = [[d if isinstance(d, int) else batch for d in entry["shape"]] for entry in manifest["inputs"]]
     named = zip((entry["name"] for entry in manifest["inputs"]), shapes, strict=True)
     command = [str(Path(sys.executable).with_name("benchmark_app")), "-m", str(job.model), "-d", "CPU", "-api", "sync"]
-    command += ["-hint", "none", "-nstreams", "1", "-nthreads", str(job.threads), "-t", "1"]
+    command += ["-hint", "none", "-nstreams", "1", "-nthreads", str(job.threads), "-t", f"{APP_S:.0f}"]
     command += ["-load_config", str(folder / "config.json")]
     command += ["-shape", ",".join(f"{name}[{','.join(map(str, shape))}]" for name, shape in named)]
 
-    def block() -> list[float]:
+    def block(_: float) -> list[float]:
         done = subprocess.run(command, capture_output=True, text=True)
         found = re.search(r"Median:\s+([0-9.]+) ms", done.stdout)
         if found is None:
@@ -214,8 +224,9 @@ def serve_peer(settings: dict[str, Any]) -> None:
 
 def block(infer: Callable[[list[Any]], float], feeds: Sequence[list[Any]], seconds: float) -> list[float]:
     """Times of inferences, on one input after the other."""
-    taken, turn, ends = [], 0, time.perf_counter() + seconds
-    while time.perf_counter() < ends:
+    taken: list[float] = []
+    turn, ends = 0, time.perf_counter() + seconds
+    while len(taken) < 3 or time.perf_counter() < ends:
         taken.append(infer(feeds[turn % len(feeds)]))
         turn += 1
     return taken

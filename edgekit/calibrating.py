@@ -11,8 +11,8 @@ from edgekit.context import Progress, Silent
 from edgekit.devices import open_device
 from edgekit.devices.inventory import Noise, find, store_noise
 
-ROUNDS, PROCESSES = 40, 4
-"""Interleaved rounds, and the pairs of fresh processes that they are taken in."""
+ROUNDS, AT_ONCE = 40, 10
+"""Interleaved rounds, and how many of them are one job on the board."""
 
 
 def calibrate(
@@ -39,9 +39,9 @@ def calibrate(
     device = open_device(name, wait=wait, kill_on_interrupt=kill_on_interrupt)
     taken: list[Round] = []
     with (progress or Silent()).task(f"{opened.path.stem} against itself on {name}", ROUNDS) as task:
-        for _ in range(PROCESSES):
-            taken += device.pairs(opened, opened, rounds=ROUNDS // PROCESSES, threads=threads).rounds
-            task.advance(ROUNDS // PROCESSES)
+        for _ in range(0, ROUNDS, AT_ONCE):
+            taken += device.pairs(opened, opened, rounds=AT_ONCE, threads=threads).rounds
+            task.advance(AT_ONCE)
     _, low, high = paired_ratio(taken)
     noise = Noise(
         half_width=(high - low) / 2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
@@ -17,10 +18,13 @@ from edgekit.errors import UsageError
 from edgekit.validity import judge_pairs
 
 Round = tuple[float, float, float, float]
-"""Block medians in seconds, in the order in which they were taken: a, b, b, a."""
+"""Block medians in seconds of the turn that stands for a round, in the order in which they were taken: a, b, b, a."""
 
-LOOKS = (10, 20, 40)
+LOOKS = (6, 12, 24)
 """Rounds after which `compare` looks at the interval and may stop."""
+
+TRIMMED = 5
+"""One in so many rounds is left out at either end before the mean is taken."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,11 @@ class Comparison:
 def paired_ratio(rounds: Sequence[Round], *, confidence: float = 0.95) -> tuple[float, float, float]:
     """The ratio of `a`'s time to `b`'s (below 1: `a` is faster) with a two-sided interval.
 
-    A round a, b, b, a gives one log-ratio, (log a1 + log a2 - log b1 - log b2) / 2, in which any drift that is
-    linear over the round cancels. Medians of blocks leave stray interruptions out, and a round stands between
-    itself and the next, so that the log-ratios are close to independent and to normal: the interval is Student's t on
-    their mean. At 10 rounds it is wider, and covers better, than percentiles of a bootstrap, which know no more than
-    the ten values that were drawn.
+    A round a, b, b, a gives one log-ratio, (log a1 + log a2 - log b1 - log b2) / 2, in which any drift that is linear
+    over it cancels, and which is symmetric about the truth where what disturbs the machine meets all four blocks
+    alike. Rounds have processes of their own, and are close to independent. The ratio is the mean of the log-ratios
+    without the highest and the lowest fifth (of 5 and more), the interval is Student's t with the winsorized variance
+    (Tukey and McLaughlin 1963, Sankhya A 25:331): a round that was disturbed altogether moves neither by much.
 
     >>> ratio, low, high = paired_ratio([(1.0, 2.0, 2.0, 1.0), (1.1, 2.0, 2.0, 1.1), (0.9, 2.0, 2.0, 0.9)])
     >>> low < ratio < high and 0.49 < ratio < 0.51
@@ -52,8 +56,11 @@ def paired_ratio(rounds: Sequence[Round], *, confidence: float = 0.95) -> tuple[
     if len(rounds) < 2:
         raise ValueError(f"an interval needs at least 2 rounds, got {len(rounds)}")
     logs = [(math.log(a1) + math.log(a2) - math.log(b1) - math.log(b2)) / 2 for a1, b1, b2, a2 in rounds]
-    middle = fmean(logs)
-    reach = t_quantile((1 + confidence) / 2, len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
+    out = len(logs) // TRIMMED
+    kept = sorted(logs)[out : len(logs) - out]
+    middle = fmean(kept)
+    spread = stdev([kept[0]] * out + kept + [kept[-1]] * out) * math.sqrt((len(logs) - 1) / (len(kept) - 1))
+    reach = t_quantile((1 + confidence) / 2, len(kept) - 1) * spread / math.sqrt(len(kept))
     return math.exp(middle), math.exp(middle - reach), math.exp(middle + reach)
 
 
@@ -69,9 +76,9 @@ def compare(
 ) -> Comparison:
     """`a` against `b` on `device`, in ever more rounds until the interval leaves out every one of `limits`.
 
-    `rounds` are the totals after which to look. Each look shares the 5 % of error with the others (Bonferroni), so
-    the interval that is reported holds with 95 % however often one looked. Every look adds fresh processes: where
-    memory happened to be laid out is part of what varies.
+    `rounds` are the totals after which to look. Each look shares the 5 % of error with the others (Bonferroni's
+    inequality, which holds for looks that share rounds too), so the interval that is reported holds with 95 % however
+    often one looked.
     """
     taken: list[Round] = []
     infos: list[Any] = []
@@ -79,7 +86,7 @@ def compare(
     for total in rounds:
         pairs = device.pairs(a, b, rounds=total - len(taken), threads=threads, inputs=inputs)
         taken += pairs.rounds
-        infos.append(pairs.info)
+        infos += pairs.info
         ratio, low, high = paired_ratio(taken, confidence=confidence)
         if all(high < limit or low > limit for limit in limits):
             break
@@ -143,7 +150,7 @@ def compare_bundles(
     kill_on_interrupt: bool = False,
     progress: Progress | None = None,
 ) -> Judged:
-    """`a` against `b` in interleaved rounds on `device`, in 10, 20 or 40 of them: until the answer is clear.
+    """`a` against `b` in interleaved rounds on `device`, in 6, 12 or 24 of them: until the answer is clear.
 
     `inputs` are samples, .npy or .npz, raw or preprocessed; without them the bundles' golden samples are.
 
@@ -170,18 +177,18 @@ def compare_bundles(
 
 
 def at_percentile(seen: Comparison, percent: float) -> Comparison | None:
-    """The same rounds compared at another percentile of their blocks, such as 90.
+    """The same rounds compared at another percentile, such as 90: of all that a round took first, second, and so on.
 
-    None where a block holds fewer samples than the percentile needs, or the device kept no samples (`samples_s` in
-    the info of its pairs: one entry a round, with the latencies of its four blocks).
+    None where that is fewer samples than the percentile needs, or the device kept no samples (`samples_s` in the info
+    of a round: one entry a turn, with the latencies of its four blocks).
     """
     taken: list[Round] = []
     for info in seen.info:
-        for a1, b1, b2, a2 in info.get("samples_s", ()):
-            if min(map(len, (a1, b1, b2, a2))) < least_samples(percent):
-                return None
-            taken.append((percentile(a1, percent), percentile(b1, percent), percentile(b2, percent),
-                          percentile(a2, percent)))  # fmt: skip
+        a1, b1, b2, a2 = (list(chain(*blocks)) for blocks in zip(*info.get("samples_s", [[[]] * 4]), strict=True))
+        if min(map(len, (a1, b1, b2, a2))) < least_samples(percent):
+            return None
+        taken.append((percentile(a1, percent), percentile(b1, percent), percentile(b2, percent),
+                      percentile(a2, percent)))  # fmt: skip
     if len(taken) < 2:
         return None
     ratio, low, high = paired_ratio(taken, confidence=seen.confidence)

@@ -84,7 +84,7 @@ class MeasureSettings(_Value):
     """
 
     threads: int = Field(default=1, ge=1, le=1024)
-    rounds: int = Field(default=40, ge=4, le=1000)
+    rounds: int = Field(default=24, ge=4, le=1000)
     percentile: float = Field(default=90.0, ge=50, le=99.9)
 
 

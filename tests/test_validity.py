@@ -137,7 +137,7 @@ class Board:
 
     def pairs(self, a: Any, b: Any, *, rounds: int, **options: Any) -> Pairs:
         taken = tuple((1.0 + i / 1000, 2.0, 2.0, 1.0) for i in range(rounds))
-        return Pairs(taken, {"a": {"state": state()}, "b": {"state": self.state}})
+        return Pairs(taken, ({"a": {"state": state()}, "b": {"state": self.state}},))
 
 
 class Measured(Profiler):

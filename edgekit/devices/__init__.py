@@ -49,10 +49,14 @@ class Bench:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Interleaved ABBA rounds: for each round the block medians in seconds `(a, b, b, a)`."""
+    """Interleaved rounds, each of two fresh processes that take turns, a, b, b, a, again and again.
+
+    For each round the block medians in seconds `(a, b, b, a)` of the turn that stands for it, and in `info` what its
+    processes told: `a`, `b`, and `samples_s`, for each turn its four blocks, raw and in seconds.
+    """
 
     rounds: tuple[tuple[float, float, float, float], ...]
-    info: Mapping[str, Any]
+    info: tuple[Mapping[str, Any], ...]
 
 
 class Device(Protocol):
@@ -75,7 +79,7 @@ class Device(Protocol):
         """Latency of single inferences, with samples enough for `percentile`; load time and peak memory."""
 
     def pairs(self, a: Bundle, b: Bundle, *, rounds: int, threads: int = 1, inputs: Path | None = None) -> Pairs:
-        """`a` and `b` in interleaved blocks, in two processes that never run at the same time."""
+        """`a` and `b` in interleaved rounds, each in two fresh processes that never work at the same time."""
 
 
 def is_emulated(device: Device) -> bool:

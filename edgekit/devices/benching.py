@@ -1,12 +1,13 @@
-"""What every device does for `bench`: three commands of the agent, one after the other, joined to one `Bench`."""
+"""What every device does: `bench` is commands of the agent joined to one, `pairs` the middle turns of rounds."""
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from edgekit.devices import Bench
+from edgekit.devices import Bench, Pairs
 
 COLD_REPEAT, COLD_S = 5, 5.0
 """Fresh processes for cold starts, and the seconds after which no further one is started."""
@@ -50,3 +51,18 @@ def gather(
         "energy": energy,
     }
     return Bench(tuple(info.pop("samples_s")), info)
+
+
+def interleaved(rounds: Sequence[Mapping[str, Any]]) -> Pairs:
+    """The `Pairs` of rounds as `_pairs.pairs` gives them: each is stood for by its middle turn.
+
+    That is the turn whose ratio is the median: turns in which something else ran, be it a large part of them, do not
+    move it far.
+    """
+    return Pairs(tuple(_middle(told["samples_s"]) for told in rounds), tuple(rounds))
+
+
+def _middle(turns: Sequence[Sequence[Sequence[float]]]) -> tuple[float, float, float, float]:
+    medians = [tuple(map(statistics.median, blocks)) for blocks in turns]
+    a1, b1, b2, a2 = sorted(medians, key=lambda m: math.log(m[0] * m[3] / (m[1] * m[2])))[len(medians) // 2]
+    return float(a1), float(b1), float(b2), float(a2)

@@ -6,19 +6,18 @@ import hashlib
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from edgekit.agent import state
 from edgekit.bundle import Bundle
-from edgekit.devices import Bench, Pairs, Run
-from edgekit.devices.benching import gather
+from edgekit.devices import Bench, Pairs, Run, _pairs
+from edgekit.devices.benching import gather, interleaved
 from edgekit.errors import (
     DeviceError,
     EdgekitError,
@@ -27,11 +26,11 @@ from edgekit.errors import (
     UsageError,
 )
 
-BLOCK_S = 0.15
-"""Length of one block of an ABBA round: long enough for a median, short enough that both see the same machine."""
-
 RUN_BATCH = 64
 """Samples in one call when accuracy is asked for; latency is always that of single inferences."""
+
+STOP_S = 2.0
+"""How long a process that is interrupted has to end by itself."""
 
 ERRORS: dict[int, type[EdgekitError]] = {
     1: DeviceError,
@@ -101,36 +100,20 @@ class Local:
         return self._finish(self._start(bundle, ["layers", "--json", *_common(threads, inputs)]))
 
     def pairs(self, a: Bundle, b: Bundle, *, rounds: int, threads: int = 1, inputs: Path | None = None) -> Pairs:
-        """ABBA rounds: both processes are loaded and warm, one works while the other sleeps on its stdin."""
-        with ExitStack() as stack:
-            first, second = (
-                stack.enter_context(self._serving(bundle, ["bench", "--blocks", *_common(threads, inputs)]))
-                for bundle in (a, b)
-            )
-            taken = []
-            for _ in range(rounds):
-                a1, b1, b2, a2 = first.block(), second.block(), second.block(), first.block()
-                taken.append((a1, b1, b2, a2))
-            info = {"a": first.finish(), "b": second.finish(), "block_s": BLOCK_S}
-        medians = tuple(
-            (float(a1), float(b1), float(b2), float(a2))
-            for a1, b1, b2, a2 in (map(statistics.median, blocks) for blocks in taken)
-        )
-        return Pairs(medians, {**info, "samples_s": taken})
-
-    @contextmanager
-    def _serving(self, bundle: Bundle, options: Sequence[str]) -> Iterator[_Server]:
-        process = self._start(bundle, options)
-        try:
-            yield _Server(process)
-        finally:
-            _kill(process)
+        """Rounds of fresh processes that take turns, driven as on a board: see `edgekit.devices._pairs`."""
+        driver = [self.python, "-B", str(_pairs.__file__), str(rounds), str(_pairs.TIMED_S), str(a.path), str(b.path)]
+        process = self._started([*driver, *_common(threads, inputs)], self._environment(), a.path)
+        return interleaved(self._finish(process)["rounds"])
 
     def _start(self, bundle: Bundle, options: Sequence[str]) -> _Process:
         command, environment = self._launch(bundle)
+        return self._started([*command, str(bundle.path), *options], environment, bundle.path)
+
+    def _started(self, command: Sequence[str], environment: Mapping[str, str], path: Path) -> _Process:
+        """A process that runs the bundle at `path`."""
         try:
             popen = subprocess.Popen(
-                [*command, str(bundle.path), *options],
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -139,7 +122,7 @@ class Local:
             )
         except OSError as error:
             raise DeviceError(f"cannot start {command[0]}: {error}") from error
-        return _Process(popen, bundle.path)
+        return _Process(popen, path)
 
     def _launch(self, bundle: Bundle) -> tuple[list[str], dict[str, str]]:
         """What starts the bundle, and its environment. -B: a bundle leaves nothing behind."""
@@ -210,44 +193,6 @@ class _Process:
         return ERRORS.get(code, DeviceError)(f"{self.path.name}: {told or f'ended with code {code} and no message'}")
 
 
-class _Server:
-    """An agent that measures a block whenever it is asked to."""
-
-    def __init__(self, process: _Process) -> None:
-        self.process = process
-        process.follow()
-        self._line()
-
-    def block(self) -> list[float]:
-        """Raw samples of one block, in seconds."""
-        assert self.process.popen.stdin
-        try:
-            self.process.popen.stdin.write(f"{BLOCK_S}\n")
-            self.process.popen.stdin.flush()
-        except BrokenPipeError:
-            raise self._dead() from None
-        samples: list[float] = self._line()["samples_s"]
-        return samples
-
-    def finish(self) -> dict[str, Any]:
-        """Its information about the whole session."""
-        return self.process.result()
-
-    def _line(self) -> dict[str, Any]:
-        assert self.process.popen.stdout
-        line = self.process.popen.stdout.readline()
-        if not line:
-            raise self._dead()
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-    def _dead(self) -> EdgekitError:
-        assert self.process.reader
-        self.process.popen.wait()
-        self.process.reader.join()
-        return self.process.failure()
-
-
 def _common(threads: int, inputs: Path | None, affinity: Sequence[int] | None = None) -> list[str]:
     kept = [f"--affinity={','.join(map(str, affinity))}"] if affinity else []
     return [f"--threads={threads}", *([f"--inputs={inputs}"] if inputs else []), *kept]
@@ -255,6 +200,9 @@ def _common(threads: int, inputs: Path | None, affinity: Sequence[int] | None = 
 
 def _kill(process: _Process) -> None:
     if process.popen.poll() is None:
+        process.popen.send_signal(signal.SIGINT)  # the driver of pairs ends its two processes first
+        with suppress(subprocess.TimeoutExpired):
+            process.popen.wait(STOP_S)
         process.popen.kill()
         process.popen.wait()
     for stream in (process.popen.stdin, process.popen.stdout, process.popen.stderr):

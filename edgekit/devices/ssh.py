@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgekit.bundle import Bundle, open_bundle
-from edgekit.devices import Bench, Pairs, Run, refuse_times
+from edgekit.devices import Bench, Pairs, Run, _pairs, refuse_times
 from edgekit.devices import _wheels as wheels
 from edgekit.devices._pending import Ticket
 from edgekit.devices._session import BOARD_LOCK, BOOT_ID, Session, Work
-from edgekit.devices.benching import gather
+from edgekit.devices.benching import gather, interleaved
 from edgekit.devices.inventory import Entry
-from edgekit.devices.local import BLOCK_S, ERRORS, RUN_BATCH
+from edgekit.devices.local import ERRORS, RUN_BATCH
 from edgekit.errors import DeviceError, IntegrityError, MissingDependencyError
 
 T = TypeVar("T")
-PAIRS = Path(__file__).with_name("_pairs.py")
+PAIRS = Path(_pairs.__file__)
 LARGEST_JSON = 64 << 20
 LARGEST_OUTPUTS = 1 << 30
 """Where the manifest leaves the size of the outputs open."""
@@ -149,25 +149,26 @@ class Ssh:
         return self._agent([bundle], ["layers", "--json", *_common(threads)], inputs, expected_s=LOADING_S)
 
     def pairs(self, a: Bundle, b: Bundle, *, rounds: int, threads: int = 1, inputs: Path | None = None) -> Pairs:
-        """ABBA rounds: a driver on the board starts both bundles and lets them take turns.
+        """Interleaved rounds: a driver on the board starts both bundles and lets them take turns.
 
         Raises:
             MeasurementInvalidError: the board is emulated.
         """
         self._refuse_emulated()
-        expected = 2 * LOADING_S + rounds * 4 * BLOCK_S
-        info = self._agent([a, b], [str(rounds), str(BLOCK_S)], inputs, expected_s=expected, bench=_common(threads))
-        taken = info.get("samples_s")
-        if not isinstance(taken, list) or len(taken) != rounds or any(not isinstance(r, list) for r in taken):
-            raise self._nonsense()
-        blocks = [[self._samples(block) for block in one] for one in taken]
-        if any(len(one) != 4 for one in blocks):
-            raise self._nonsense()
-        medians = tuple(
-            (float(a1), float(b1), float(b2), float(a2))
-            for a1, b1, b2, a2 in (map(statistics.median, one) for one in blocks)
+        expected = rounds * (2 * LOADING_S + _pairs.TIMED_S)
+        told = self._agent(
+            [a, b], [str(rounds), str(_pairs.TIMED_S)], inputs, expected_s=expected, bench=_common(threads)
         )
-        return Pairs(medians, info)
+        taken = told.get("rounds")
+        if not isinstance(taken, list) or len(taken) != rounds or not all(map(self._are_turns, taken)):
+            raise self._nonsense()
+        return interleaved(taken)
+
+    def _are_turns(self, told: Any) -> bool:
+        """Whether a round holds turns of four blocks of latencies."""
+        turns = told.get("samples_s") if isinstance(told, dict) else None
+        blocks = turns if isinstance(turns, list) else []
+        return bool(blocks) and all(isinstance(t, list) and len(t) == 4 and all(map(self._samples, t)) for t in blocks)
 
     def clean(self, *, force: bool = False) -> int:
         """Remove all that edgekit keeps on the board: bytes that were freed.

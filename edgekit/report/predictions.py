@@ -85,7 +85,7 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def write_samples(samples: npt.ArrayLike, path: Path) -> None:
-    """Write raw latencies in seconds as `.npy`: `[n]` singles, or `[rounds, 4]` blocks of ABBA rounds."""
+    """Write raw latencies in seconds as `.npy`: `[n]` singles, or `[rounds, 4]` blocks of interleaved rounds."""
     buffer = io.BytesIO()
     np.save(buffer, np.asarray(samples, np.float64), allow_pickle=False)
     write_bytes(path, buffer.getvalue())

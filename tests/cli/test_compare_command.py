@@ -36,14 +36,14 @@ def test_two_bundles_are_timed_in_turns_and_judged(tmp_path: Path) -> None:
     assert ratio["value"] == pytest.approx(paired_ratio(found["rounds_s"])[0])
     assert found["verdict"] == judge(ratio["low"], ratio["high"], 0.05)
     assert ended.exit_code == CODES[found["verdict"]]
-    assert len(found["rounds_s"]) in (10, 20, 40)
+    assert len(found["rounds_s"]) in (6, 12, 24)
 
 
 def test_any_ratio_is_within_a_tolerance_that_is_wide_enough(tmp_path: Path) -> None:
     one = small.bundle(tmp_path, "one.edge")
     ended = compare(one.path, one.path, "--tolerance", "99%")
     assert ended.exit_code == 0 and "no difference beyond 99.0%" in ended.stdout
-    assert "one.edge takes" in ended.stdout and "on local, 10 rounds" in ended.stdout
+    assert "one.edge takes" in ended.stdout and "on local, 6 rounds" in ended.stdout
 
 
 @pytest.mark.parametrize("tolerance", ["0", "100%", "-5%", "narrow"])

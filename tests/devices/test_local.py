@@ -45,12 +45,24 @@ def test_bench_gives_raw_samples_and_what_belongs_to_them(bundle: Bundle) -> Non
     assert seen.info["threads"] == 2 and "samples_s" not in seen.info
 
 
-def test_pairs_are_medians_of_the_blocks_that_come_with_them(bundle: Bundle) -> None:
+def test_pairs_are_medians_of_the_blocks_of_the_middle_turns(bundle: Bundle) -> None:
     pairs = Local().pairs(bundle, bundle, rounds=2)
-    assert len(pairs.rounds) == len(pairs.info["samples_s"]) == 2
-    for medians, blocks in zip(pairs.rounds, pairs.info["samples_s"], strict=True):
-        assert medians == tuple(float(np.median(block)) for block in blocks)
-    assert pairs.info["a"]["peak_rss_bytes"] and pairs.info["b"]["load_s"]
+    assert len(pairs.rounds) == len(pairs.info) == 2
+    for (a1, b1, b2, a2), told in zip(pairs.rounds, pairs.info, strict=True):
+        turns = [tuple(float(np.median(block)) for block in blocks) for blocks in told["samples_s"]]
+        assert (a1, b1, b2, a2) in turns and len(turns) % 2 == 1
+        ratios = [x[0] * x[3] / x[1] / x[2] for x in turns]
+        assert a1 * a2 / b1 / b2 == pytest.approx(np.median(ratios))
+        assert told["a"]["peak_rss_bytes"] and told["b"]["load_s"] and told["a"]["threads"] == 1
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor")
+def test_pairs_keep_to_the_same_processor(bundle: Bundle) -> None:
+    (told,) = Local().pairs(bundle, bundle, rounds=1).info
+    assert told["a"]["affinity"] == told["b"]["affinity"] and len(told["a"]["affinity"]) == 1
+    everywhere = len(os.sched_getaffinity(0))
+    (told,) = Local().pairs(bundle, bundle, rounds=1, threads=everywhere).info
+    assert len(told["a"]["affinity"]) == len(told["b"]["affinity"]) == everywhere
 
 
 def test_selftest_tells_pass_and_fail(bundle: Bundle, tmp_path: Path) -> None:
@@ -154,12 +166,17 @@ def children(process: int) -> list[int]:
     return [int(child) for child in found]
 
 
+def started(host: int) -> list[int]:
+    """What the driver of the rounds started."""
+    return [agent for driver in children(host) for agent in children(driver)]
+
+
 def test_an_interrupt_ends_the_agents_too(bundle: Bundle) -> None:
     """Sent to edgekit alone, as `kill -INT` does; a terminal sends it to all."""
     host = subprocess.Popen([sys.executable, "-c", HOST, str(bundle.path)], stdout=subprocess.PIPE, text=True)
     assert host.stdout and host.stdout.readline() == "ready\n"
     deadline = time.monotonic() + 20
-    while len(agents := children(host.pid)) < 2 and time.monotonic() < deadline:
+    while len(agents := started(host.pid)) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)
     host.send_signal(signal.SIGINT)
