@@ -56,6 +56,11 @@ def _command(path: str, argv: Sequence[str]) -> int:
     except SystemExit as stop:  # argparse's own: 2 for an error, 0 after --help
         return int(stop.code or 0)
     _keep_to(getattr(options, "affinity", None))
+    if getattr(options, "watch", False):  # without numpy: it starts while something is about to be measured
+        from . import watch
+
+        watch.serve(options.interval, options.power)
+        return 0
     try:
         import numpy  # noqa: F401
     except ImportError as error:
@@ -88,10 +93,6 @@ def _dispatch(options: argparse.Namespace, archive: Any) -> int:
         return _selftest(options, archive)
     if options.command == "bench":
         _bench(options, archive)
-    elif options.command == "state" and options.watch:
-        from . import watch
-
-        watch.serve(options.interval, options.power)
     else:
         output.emit(*_result(options, archive))
     return 0
