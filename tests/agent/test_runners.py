@@ -49,6 +49,21 @@ def test_openvino_in_any_batch(tmp_path: Path, batch: str) -> None:
     assert info["batch"] == int(batch) and "openvino" in info["versions"]
 
 
+def test_openvino_sees_what_is_written_to_the_same_array(tmp_path: Path) -> None:
+    """One that it takes as it is, one that must be copied, and another one in between."""
+    bundle, _ = openvino_bundle(tmp_path, {"INFERENCE_PRECISION_HINT": "f32"})
+    runner = make_runner(tmp_path, bundle.manifest.model_dump(), 1, 1)
+    images = small.samples(4)
+    own, wide = images[:1].copy(), np.zeros((1, 1, 8, 16), np.float32)
+    narrow = wide[..., ::2]
+    assert not narrow.flags["C_CONTIGUOUS"]
+    for image, place in zip(np.repeat(images, 3, axis=0), [own, own, narrow] * 4, strict=True):
+        place[...] = image
+        (seen,) = runner.infer([place])
+        (expected,) = make_runner(tmp_path, bundle.manifest.model_dump(), 1, 1).infer([image[None].copy()])
+        np.testing.assert_array_equal(seen, expected)
+
+
 def test_openvino_takes_its_hints_from_the_manifest(tmp_path: Path) -> None:
     bundle, _ = openvino_bundle(tmp_path, {"INFERENCE_PRECISION_HINT": "f32", "NO_SUCH_HINT": "1"})
     done = subprocess.run([sys.executable, str(bundle.path), "selftest"], capture_output=True, text=True)
