@@ -70,14 +70,12 @@ class Board:
         )
         if self.account.pw_uid == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # sshd wants it where it has privileges to separate
-        log = (self.folder / "sshd.log").open("ab")
-        self.process = subprocess.Popen(
-            [str(SSHD), "-D", "-e", "-f", str(self.folder / "sshd_config")],
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            **options,
-        )
-        log.close()
+        self.started([str(SSHD), "-D", "-e", "-f", str(self.folder / "sshd_config")], options)
+
+    def started(self, command: list[str], options: dict[str, Any]) -> None:
+        """Start sshd by `command`, and return when it listens."""
+        with (self.folder / "sshd.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL, **options)
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             with socket.socket() as probe:
