@@ -219,5 +219,7 @@ def run(command: Sequence[str], folder: Path | None = None) -> str:
     if not done.returncode:
         return ""
     lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith(("E:", "ERROR:", "Err:"))] or lines[-2:]
-    return "; ".join(dict.fromkeys(errors))[:1000].rstrip(".") or f"{command[0]} ended with {done.returncode}"
+    errors = [line for line in lines if line.startswith(("E:", "ERROR:"))][:1] or lines[
+        -2:
+    ]  # the first one is the cause
+    return "; ".join(errors)[:1000].rstrip(".") or f"{command[0]} ended with {done.returncode}"
