@@ -224,7 +224,8 @@ def row(bundle: str, kind: str, some: Sequence[Record], true: tuple[float, float
     walls, loads = [one["wall_s"] for one in some], [one["others_cpus"] for one in some]
     rounds = Counter(len(one["rounds_s"]) for one in some)
     held = sum(ratio["low"] <= true[0] <= ratio["high"] for ratio in ratios)
-    truth = "1" if kind == "against itself" else f"{true[0]:.4f} [{true[1]:.4f}, {true[2]:.4f}]"
+    truth = f"{true[0]:.4f} [{true[1]:.4f}, {true[2]:.4f}]" if true[0] > 0 else "not measured"
+    truth = "1" if kind == "against itself" else truth
     cells = [
         bundle.removesuffix(".edge"),
         "itself" if kind == "against itself" else "itself with more operators",
@@ -233,7 +234,7 @@ def row(bundle: str, kind: str, some: Sequence[Record], true: tuple[float, float
         said["no difference"],
         said["a is faster"] + said["b is faster"],
         said["inconclusive"],
-        f"{held} of {len(some)}",
+        f"{held} of {len(some)}" if true[0] > 0 else "",
         f"{min(r['value'] for r in ratios):.4f} to {max(r['value'] for r in ratios):.4f}",
         f"{median(widths):.2%} ({max(widths):.2%})",
         ", ".join(f"{count} x {number}" for number, count in sorted(rounds.items())),
