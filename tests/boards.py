@@ -12,13 +12,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import agent_bundles as small
+import numpy as np
 import pytest
 
+from edgekit.bundle import Bundle, write_bundle
+from edgekit.devices._board import CHUNK
 from edgekit.devices.inventory import Entry
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
@@ -36,7 +40,7 @@ class Board:
     def prepare(self) -> None:
         import asyncssh
 
-        self.home.mkdir()
+        self.home.mkdir(exist_ok=True)
         (self.host_home / ".ssh").mkdir(parents=True, mode=0o700)
         self.new_host_key()
         key = asyncssh.generate_private_key("ssh-ed25519")
@@ -64,11 +68,11 @@ class Board:
         with (self.host_home / ".ssh" / "known_hosts").open("a") as file:
             file.write(f"[127.0.0.1]:{port or self.port} {public}\n")
 
-    def start(self) -> None:
-        options = (
-            {} if os.getuid() == self.account.pw_uid else {"user": self.account.pw_uid, "group": self.account.pw_gid}
-        )
-        if self.account.pw_uid == 0:
+    def start(self, *, as_root: bool = False) -> None:
+        """`as_root` has sshd change to the account at login, as on every real board; else it is the account's own."""
+        own = {"user": self.account.pw_uid, "group": self.account.pw_gid}
+        options = {} if as_root or os.getuid() == self.account.pw_uid else own
+        if as_root or self.account.pw_uid == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # sshd wants it where it has privileges to separate
         self.started([str(SSHD), "-D", "-e", "-f", str(self.folder / "sshd_config")], options)
 
@@ -117,6 +121,51 @@ def board() -> Iterator[Board]:
     finally:
         made.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def fresh_board() -> Iterator[Board]:
+    """A board whose one user was made this minute: an account of its own with an empty home.
+
+    Only root can make an account; a test that a plain user runs has that user log in, to an empty home.
+    """
+    if os.getuid() != 0:
+        with board() as made:
+            yield made
+        return
+    if SSHD is None or shutil.which("useradd") is None:
+        pytest.skip("no sshd or no useradd here: install openssh-server and passwd")
+    pytest.importorskip("asyncssh", reason="no asyncssh here: pip install 'edgekit-toolchain[ssh]'")
+    folder = Path(tempfile.mkdtemp(prefix="edgekit-board-"))
+    folder.chmod(0o755)
+    (folder / "skeleton").mkdir()
+    (folder / "lock").touch()
+    (folder / "lock").chmod(0o666)
+    name = f"edgekit{os.getpid()}"
+    command = ["useradd", "--create-home", "--home-dir", folder / "home", "--skel", folder / "skeleton"]
+    try:  # a password that is "*" is none, yet leaves the account open to keys
+        subprocess.run([*command, "--shell", "/bin/sh", "--password", "*", name], check=True, capture_output=True)
+        made = Board(folder, pwd.getpwnam(name))
+        made.prepare()
+        try:
+            made.start(as_root=True)
+            yield made
+        finally:
+            made.stop()
+    finally:
+        subprocess.run(["userdel", "--force", name], capture_output=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def bare_python() -> str:
+    """A Python that every account may start and that has no packages."""
+    code = "import sys, importlib.util as u; sys.exit(sys.version_info < (3, 9) or u.find_spec('numpy') is not None)"
+    named = (shutil.which("python3", path="/usr/bin:/bin"), f"{sys.base_prefix}/bin/python3")
+    for path in filter(None, named):
+        reachable = all(part.stat().st_mode & 0o001 for part in Path(path).resolve().parents)
+        if reachable and subprocess.run([path, "-I", "-c", code]).returncode == 0:
+            return path
+    pytest.skip("no Python without numpy that a plain user may start here")
 
 
 def free_port() -> int:
@@ -188,3 +237,39 @@ class Wire:
                 self.cut_after = None
                 self._cut()
         writer.close()
+
+
+def large(folder: Path, chunks: int) -> Bundle:
+    """A bundle of a little more than so many chunks."""
+    file = small.model(folder / "m.onnx")
+    golden = small.samples(2)
+    extra = {"ballast": np.random.default_rng(0).bytes(chunks * CHUNK)}
+    outputs = [small.expected(file, golden)]
+    return write_bundle(folder / "large.edge", small.manifest(), {"model.onnx": file}, [golden], outputs, extra)
+
+
+def until(seen: Callable[[], object], what: str, seconds: float = 30) -> object:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := seen():
+            return found
+        time.sleep(0.01)
+    pytest.fail(f"waited for {what}")
+
+
+def running(pi: Board) -> list[Path]:
+    """Folders of jobs whose agent has begun."""
+    return [path.parent for path in pi.kept.glob("jobs/*/stdout")]
+
+
+def agents(job: Path) -> list[int]:
+    """Processes that run a bundle in the folder of a job; those that watch the device are left out."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes()
+            if (process / "cwd").readlink() == job and b".edge" in words and b"--watch" not in words:
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found

@@ -265,7 +265,8 @@ class Store:
         if started["boot_id"] != now:
             return {"ended": False, "reason": "the board was started anew while the job ran"}
         end(started["pid"])
-        return {"ended": False, "reason": "the job was ended from outside" + tail(folder, "supervisor.log")}
+        told = tail(folder, "supervisor.log").strip()
+        return {"ended": False, "reason": "the job was ended from outside" + (f": {told}" if told else "")}
 
     def kill(self, request: dict[str, Any]) -> dict[str, Any]:
         """End a job and everything that it started."""
@@ -342,7 +343,12 @@ def supervise(folder: str) -> None:
     job = load(os.path.join(folder, "spec.json"))
     started = time.monotonic()
     done: dict[str, Any] = {"code": 70, "step": 0}
-    handle = take(job, folder)
+    try:
+        handle = take(job, folder)
+    except OSError as error:
+        save(os.path.join(folder, "stderr"), f"edgekit: the board's lock cannot be taken: {error}")
+        save(os.path.join(folder, "done.json"), json.dumps({"code": 5, "step": 0}))
+        return
     if handle is None:
         return
     resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit_bytes"], resource.RLIM_INFINITY))

@@ -251,10 +251,11 @@ async def _other_key(ssh: Any, name: str, options: Any) -> DeviceError | None:
     return _untrusted(ssh, name, keys, options)
 
 
-def _known_hosts(options: Any) -> list[str]:
+def _known_hosts(options: Any) -> list[str] | bytes:
+    """The files; no text at all where there are none, as on a machine that never used SSH."""
     files = options.known_hosts or "~/.ssh/known_hosts"
     paths = [Path(file).expanduser() for file in ([files] if isinstance(files, str) else files)]
-    return [str(path) for path in paths if path.is_file()]
+    return [str(path) for path in paths if path.is_file()] or b""
 
 
 def _alias(options: Any) -> str:

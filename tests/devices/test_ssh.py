@@ -10,13 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import agent_bundles as small
 import numpy as np
 import pytest
-from boards import Board, Wire, board
+from boards import Board, Wire, agents, board, large, running, until
 from pythons import interpreter
 
 from edgekit.agent.stats import least_samples
@@ -60,29 +60,6 @@ def ssh(pi: Board, lock: Path | None = None, boot_id: Path | None = None, **chan
     options = {name: changes.pop(name) for name in ("wait", "kill_on_interrupt") if name in changes}
     paths = {"board_lock": str(lock or pi.folder / "lock")} | ({"boot_id": str(boot_id)} if boot_id else {})
     return Ssh("pi", pi.entry(**changes), **options, **paths)
-
-
-def large(folder: Path, chunks: int) -> Bundle:
-    """A bundle of a little more than so many chunks."""
-    file = small.model(folder / "m.onnx")
-    golden = small.samples(2)
-    extra = {"ballast": np.random.default_rng(0).bytes(chunks * CHUNK)}
-    outputs = [small.expected(file, golden)]
-    return write_bundle(folder / "large.edge", small.manifest(), {"model.onnx": file}, [golden], outputs, extra)
-
-
-def until(seen: Callable[[], object], what: str, seconds: float = 30) -> object:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := seen():
-            return found
-        time.sleep(0.01)
-    pytest.fail(f"waited for {what}")
-
-
-def running(pi: Board) -> list[Path]:
-    """Folders of jobs whose agent has begun."""
-    return [path.parent for path in pi.kept.glob("jobs/*/stdout")]
 
 
 class TestContract(DeviceContract):
@@ -156,19 +133,6 @@ class TestWhatItMeasures:
             device.pairs(bundle, bundle, rounds=4)
             watcher.join()
         assert len(seen) > 20 and len(set(seen[2:-2])) == 1
-
-
-def agents(job: Path) -> list[int]:
-    """Processes that run a bundle in the folder of a job; those that watch the device are left out."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes()
-            if (process / "cwd").readlink() == job and b".edge" in words and b"--watch" not in words:
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
 
 
 class TestGettingThere:
@@ -514,7 +478,7 @@ def test_an_interrupt_leaves_the_job_or_ends_it(pi: Board, bundle: Bundle, how: 
     if how == "kill":
         assert out == "What ran on pi was ended.\n" and not agents(job) and not job.exists()
         return
-    assert "goes on; the same command takes up its result" in out and agents(job)
+    assert "goes on; asking for the same again takes up its result" in out and agents(job)
     second = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert second.stdout == "8\n", second.stderr
     assert not running(pi)
