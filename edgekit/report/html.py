@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from edgekit.report import figures, layers, tables, words
+from edgekit.report.course import course
 from edgekit.report.figures import Samples
 from edgekit.report.markup import Content, Markup, el, join
 from edgekit.report.predictions import read_samples
@@ -48,6 +49,7 @@ def render(report: Report, folder: Path | None = None, *, samples: Samples | Non
         section("Accuracy, size and speed", figures.tradeoffs(report), "Bars are 95 % intervals."),
         section("Every bundle", tables.results(report), tables.RESULTS_NOTE),
         section("Latency", figures.latencies(report, samples)),
+        section("Latency over time", _courses(report, samples), "Medians of stretches, with the device's state."),
         section("Stages", _stages(report)),
         section("Sensitivity of layers", layers.sensitivity(report), layers.NOTE),
         section("Classes before and after", tables.classes(report), tables.CLASSES_NOTE),
@@ -196,6 +198,17 @@ def _placement(report: Report) -> Content:
     listed = el("ul", [el("li", line) for line in said], class_="quiet") if said else None
     placed = figures.placement(report)
     return [part for part in (placed, listed) if part is not None]
+
+
+def _courses(report: Report, samples: Samples) -> Content:
+    """The course of every timing; those of bundles that ship are open."""
+    timed = [r for r in report.results if len(samples.get(r.key, ()))]
+    found = []
+    for result in timed:
+        name = f"{words.backend(result.backend)} {result.role} {result.precision} on {result.target}"
+        drawn = course(name, samples[result.key], result.device.state if result.device else {})
+        found.append(el("details", el("summary", name), drawn, open=result.ships))
+    return found
 
 
 def _stages(report: Report) -> Content:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgekit.report.charts import Axis, Bar, bars, histogram, lines, scale
+from edgekit.report.charts import Axis, Bar, bars, histogram, scale
+from edgekit.report.course import course
 from edgekit.report.html import POLICY, asset, section
 from edgekit.report.markup import Content, Markup, el
 from edgekit.report.profiled import Profiled, Profiles, title
@@ -14,14 +15,8 @@ from edgekit.report.quantities import show, show_interval
 from edgekit.report.tables import table
 from edgekit.report.words import backend
 
-COURSE = 60
-"""A course is drawn as the medians of so many stretches of it at most."""
-
 SLOWEST = 40
 """So many layers at most stand in a chart, in the order in which they run."""
-
-STATES = (("temperature_c", "hottest zone", "°C", 1.0), ("cpu_mhz", "fastest core", "GHz", 1e-3))
-"""What of the watched state is drawn: its field, what its highest value is called, unit and factor."""
 
 
 def render(seen: Profiles) -> str:
@@ -68,7 +63,7 @@ def _overview(results: Sequence[Profiled]) -> Markup | None:
         known = [getattr(latency, name) if latency else None for name in ("p50", "p90", "p99")]
         cells = [show_interval(value, "s") if value else "-" for value in known]
         cells += [show(one.load_s, "s"), show(one.to_first_answer_s, "s"), show(one.peak_rss_bytes, "bytes")]
-        cells += [show(one.size_bytes, "bytes"), f"{one.energy_j * 1e3:.3g} mJ" if one.energy_j is not None else "-"]
+        cells += [show(one.size_bytes, "bytes"), show(one.energy_j, "J")]
         rows.append(
             el("tr", el("th", title(one), scope="row"), el("td", one.device_name), [el("td", cell) for cell in cells])
         )
@@ -109,39 +104,8 @@ def _latencies(timed: Sequence[Profiled]) -> Content:
 
 
 def _course(one: Profiled) -> Markup:
-    """Latency over time and, below it, what the device told of its heat and clocks meanwhile."""
-    taken = np.asarray(one.samples_s)
-    at = np.cumsum(taken) - taken
-    parts = [part for part in np.array_split(np.arange(len(taken)), min(COURSE, len(taken))) if len(part)]
-    middle = [float(np.median(taken[part])) for part in parts]
-    seconds = Axis("seconds", lambda v: f"{v:g}")
-    drawn = [
-        lines(
-            [("median latency", [float(at[part[0]]) for part in parts], middle)],
-            seconds, Axis("latency, ms", lambda v: f"{1e3 * v:.4g}"), f"Latency over time of {_name(one)}",
-        )
-    ]  # fmt: skip
-    for what, label, unit, factor in STATES:
-        xs, ys = _told(one, what)
-        if len(xs) > 1:
-            axis = Axis(f"{label}, {unit}", lambda v: f"{v:.4g}")
-            ys = [factor * y for y in ys]
-            drawn.append(lines([(label, xs, ys)], seconds, axis, f"{label} while {_name(one)} was timed"))
-    return el("figure", el("h3", _name(one)), el("div", drawn, class_="figures"), style="margin-top:14px")
-
-
-def _told(one: Profiled, what: str) -> tuple[list[float], list[float]]:
-    """Times since the timing began, and the highest value of a field of the watched state at each."""
-    state = one.device.state if one.device else {}
-    begun = (state.get("timed_s") or [0.0])[0]
-    xs, ys = [], []
-    for look in state.get("during") or ():
-        value = look.get(what)
-        numbers = list(value.values()) if isinstance(value, dict) else value
-        if numbers:
-            xs.append(float(look["time_s"]) - begun)
-            ys.append(float(max(numbers)))
-    return xs, ys
+    drawn = course(_name(one), one.samples_s, one.device.state if one.device else {})
+    return el("figure", el("h3", _name(one)), drawn, style="margin-top:14px")
 
 
 def _layers(one: Profiled) -> Markup:

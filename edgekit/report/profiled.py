@@ -104,7 +104,7 @@ def _lines(seen: Profiled) -> Iterator[str]:
     yield from _times(seen)
     yield f"  peak memory    {show(seen.peak_rss_bytes, 'bytes')}; files {show(seen.size_bytes, 'bytes')}"
     if seen.energy_j is not None:
-        yield f"  energy         {seen.energy_j * 1e3:.3g} mJ an inference ({seen.energy_meter})"
+        yield f"  energy         {show(seen.energy_j, 'J')} an inference ({seen.energy_meter})"
     else:
         yield f"  energy         not known: {seen.energy_reason}"
     if seen.absolute_invalid:

@@ -1,4 +1,4 @@
-"""Numbers as people read them. Units: "share", "points", "s", "bytes", "ratio", "nats", "dB"."""
+"""Numbers as people read them. Units: "share", "points", "s", "J", "bytes", "ratio", "nats", "dB"."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ NOTHING = "-"
 def show(value: float | None, unit: str) -> str:
     """A number with its unit, at a sensible precision.
 
-    >>> show(0.9312, "share"), show(0.00481, "s"), show(2_000_000, "bytes"), show(0.0042, "points")
-    ('93.12 %', '4.81 ms', '2.00 MB', '0.42 pp')
+    >>> show(0.9312, "share"), show(0.00481, "s"), show(2_000_000, "bytes"), show(0.0042, "points"), show(0.0031, "J")
+    ('93.12 %', '4.81 ms', '2.00 MB', '0.42 pp', '3.10 mJ')
     """
     if value is None:
         return NOTHING
@@ -80,11 +80,11 @@ def _scaled(value: float, unit: str) -> tuple[str, str]:
 
 def _scale(value: float, unit: str) -> tuple[float, int, str]:
     """Factor, decimals and suffix that suit a value."""
-    if unit == "s":
-        factor, suffix = (
-            (1.0, " s") if abs(value) >= 1 or value == 0 else (1e3, " ms") if abs(value) >= 1e-3 else (1e6, " µs")
+    if unit in ("s", "J"):
+        factor, prefix = (
+            (1.0, "") if abs(value) >= 1 or value == 0 else (1e3, "m") if abs(value) >= 1e-3 else (1e6, "µ")
         )
-        return factor, _digits(abs(value) * factor), suffix
+        return factor, _digits(abs(value) * factor), f" {prefix}{unit}"
     if unit == "bytes":
         factor, suffix = (1e-6, " MB") if abs(value) >= 1e6 else (1e-3, " kB")
         return factor, _digits(abs(value) * factor), suffix

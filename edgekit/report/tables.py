@@ -61,21 +61,27 @@ def _where(target: str | None, backend: str | None) -> str:
 
 def results(report: Report) -> Markup | None:
     """Every bundle, grouped by target and backend."""
+    head: tuple[str, ...] = (
+        "Bundle", "Status", "Size", "Accuracy", "Change", "P / R / F1, %", "Loss", "p50", "p90",
+        "Time / reference", "Time / float", "Memory",
+    )  # fmt: skip
+    if any(r.energy_j is not None for r in report.results):
+        head = (*head, "Energy")
     rows: list[Markup] = []
     for target, backend in dict.fromkeys((r.target, r.backend) for r in report.results):
         same = [r for r in report.results if (r.target, r.backend) == (target, backend)]
         rows.append(
-            el("tr", el("th", f"{words.backend(backend)} on {target}", colspan=12, scope="rowgroup"), class_="group")
+            el(
+                "tr",
+                el("th", f"{words.backend(backend)} on {target}", colspan=len(head), scope="rowgroup"),
+                class_="group",
+            )
         )
-        rows += [_result(report, r) for r in same]
-    head = (
-        "Bundle", "Status", "Size", "Accuracy", "Change", "P / R / F1, %", "Loss", "p50", "p90",
-        "Time / reference", "Time / float", "Memory",
-    )  # fmt: skip
+        rows += [_result(report, r, len(head)) for r in same]
     return table("Every bundle", head, rows, text=(0, 1), class_="sticky") if rows else None
 
 
-def _result(report: Report, result: Result) -> Markup:
+def _result(report: Report, result: Result, columns: int) -> Markup:
     ships = el("small", chip("ships", "pass")) if result.ships else None
     state = [chip(words.status(result), _STATES[result.status])]
     if result.status == "failed":
@@ -83,7 +89,7 @@ def _result(report: Report, result: Result) -> Markup:
             "tr",
             el("th", f"{result.role} {result.precision}", scope="row"),
             el("td", state, class_="t"),
-            el("td", result.reason, colspan=10, class_="t wrap"),
+            el("td", result.reason, colspan=columns - 2, class_="t wrap"),
         )
     times = words.smaller(report, result) or 1.0
     below = [f"{times:.1f}x smaller"] if times >= 1.05 else [f"{1 / times:.2f}x larger"] if times <= 0.95 else []
@@ -98,7 +104,8 @@ def _result(report: Report, result: Result) -> Markup:
         _ratio(result, "reference"),
         _ratio(result, "float"),
         show(result.peak_rss_bytes, "bytes"),
-    ]
+        _energy(result),
+    ][: columns - 2]
     name = el("th", f"{result.role} {result.precision}", ships, scope="row")
     where = el("small", f"{'' if result.status == 'measured' else 'scored '}on {result.measured_on}")
     where = where if result.measured_on else Markup("")
@@ -106,6 +113,12 @@ def _result(report: Report, result: Result) -> Markup:
     busy = f"absolute times don't count: {result.absolute_invalid}" if result.absolute_invalid else ""
     status = el("td", state, where, invalid, el("small", busy) if busy else None, class_="t")
     return el("tr", name, status, [el("td", cell) for cell in cells], class_="ships" if result.ships else None)
+
+
+def _energy(result: Result) -> Content:
+    """Joules of one inference: all that the meter saw, and below it that less the device at rest."""
+    net = f"{show(result.energy_net_j, 'J')} net" if result.energy_net_j is not None else ""
+    return [show(result.energy_j, "J"), el("small", net) if net else None]
 
 
 def _with_interval(seen: Bounds | None, unit: str) -> Content:
@@ -269,6 +282,12 @@ def environment(report: Report) -> Markup | None:
         name, fingerprint, threads, emulated = device
         used = words.plural(threads, "thread") if threads else "threads unknown"
         rows.append(_fact(f"device {name}", f"{fingerprint}, {used}{', emulated: not timed' if emulated else ''}"))
+    meters = {
+        r.measured_on: r.energy_meter if r.energy_j is not None else f"not known: {r.energy_reason}"
+        for r in report.results
+        if r.measured_on and (r.energy_j is not None or r.energy_reason)
+    }
+    rows += [_fact(f"energy on {name}", told) for name, told in meters.items()]
     versions = {k: v for r in report.results if r.device for k, v in r.device.versions.items()}
     rows += [_fact(f"{name} (device)", version) for name, version in versions.items()]
     return table("Environment", ("What", "Value"), rows, text=(0, 1), class_="stack") if rows else None

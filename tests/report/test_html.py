@@ -70,7 +70,37 @@ def test_the_page_is_well_formed_and_whole(page):
     assert parsed.elements[0] == ("html", {"lang": "en"})
     assert parsed.count("h1") == 1
     assert sum("hist" in (a.get("class") or "") for _, a in parsed.elements) == 9
-    assert sum(a.get("class") == "chart" for _, a in parsed.elements) == 6
+    assert sum(a.get("class") == "chart" for _, a in parsed.elements) == 6 + 9, "and a course for each timing"
+
+
+def test_the_course_of_a_timing_stands_beside_heat_clocks_and_rails(report, folder):
+    looks = [
+        {
+            "time_s": 100.0 + second, "temperature_c": {"cpu-thermal": 50.0 + second, "gpu-thermal": None},
+            "cpu_mhz": [1500.0, 1400.0 - second], "gpu_mhz": 624.75, "rails_w": {"VDD_IN": 7.0, "<VDD>": 2.0 + second},
+        }
+        for second in range(5)
+    ]  # fmt: skip
+    looks.append({"time_s": 105.0, "temperature_c": None, "cpu_mhz": None, "gpu_mhz": None, "rails_w": None})
+    first = report.results[2]
+    device = first.device.model_copy(update={"state": {"timed_s": [100.0, 105.0], "during": looks}})
+    told = {"device": device, "energy_j": 0.0031, "energy_net_j": 0.0022, "energy_meter": "INA3221: VDD_IN"}
+    changed = first.model_copy(update=told)
+    results = tuple(changed if r is first else r for r in report.results)
+    page = html.render(report.model_copy(update={"results": results}), folder)
+    name = "ONNX Runtime quantized int8 on x86-64"
+    for label in (f"Latency over time of {name}", f"hottest zone while {name} was timed", f"GPU while {name} was timed",
+                  f"fastest core while {name} was timed", f"power of each rail while {name} was timed"):  # fmt: skip
+        assert f"<title>{label}</title>" in page
+    text = Page(page).text
+    assert "VDD_IN: 7" in page and "<VDD>" in text and "<VDD>" not in page
+    assert "Energy" in text and "3.10 mJ" in text and "2.20 mJ net" in text and "INA3221: VDD_IN" in text
+
+
+def test_without_a_meter_the_reason_stands_below(report, folder):
+    results = tuple(r.model_copy(update={"energy_reason": "no meter"}) for r in report.results)
+    text = Page(html.render(report.model_copy(update={"results": results}), folder)).text
+    assert "energy on local" in text and "not known: no meter" in text
 
 
 def test_every_chart_has_a_name_for_readers(page):
