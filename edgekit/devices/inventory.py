@@ -10,6 +10,7 @@ import io
 import os
 import re
 import tempfile
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,16 +23,31 @@ from edgekit.extras import unknown
 from edgekit.yamlfile import Document, read_yaml
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+PLAIN = re.compile(r"[A-Za-z/~][A-Za-z0-9/~._-]*")
 HEADER = "# Boards of edgekit: `edgekit devices add|remove|calibrate` write here. No secrets: SSH has its own places.\n"
 
 
 def _one_line(text: str) -> str:
-    if not text.strip() or text.startswith("-") or any(ord(c) < 32 or ord(c) == 127 for c in text):
+    odd = any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)  # controls, no characters, line ends
+    if not text.strip() or text.startswith("-") or odd:
         raise ValueError(f"must be text on one line that does not start with '-', got {text!r}.")
     return text
 
 
+def _without(forbidden: str) -> AfterValidator:
+    """A word that may stand in a ProxyCommand of `~/.ssh/config`, which a shell reads; the rule of OpenSSH 9.6."""
+
+    def check(text: str) -> str:
+        if any(ord(c) > 126 or c.isspace() or c in forbidden for c in text) or text.endswith("\\"):
+            raise ValueError(f"must be plain, without spaces, quotes and signs of a shell, got {text!r}.")
+        return text
+
+    return AfterValidator(check)
+
+
 Word = Annotated[str, AfterValidator(_one_line)]
+Host = Annotated[Word, _without("'`\"$\\;&<>|(){}")]
+User = Annotated[Word, _without("'`\";&<>|(){}")]
 
 
 class Noise(BaseModel):
@@ -51,8 +67,8 @@ class Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["ssh"] = "ssh"
-    host: Word
-    user: Word | None = None
+    host: Host
+    user: User | None = None
     port: int | None = Field(None, ge=1, le=65535)
     python: Word = Field("python3", description="the Python on the board, 3.9 or later")
     folder: Word = Field("~/.cache/edgekit-board", description="the folder on the board that edgekit keeps to")
@@ -185,10 +201,14 @@ def _changing(path: Path) -> Iterator[dict[str, Entry]]:
 
 def _write(path: Path, devices: Mapping[str, Entry]) -> None:
     from ruamel.yaml import YAML
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
     values = {name: entry.model_dump(mode="json", exclude_defaults=True) for name, entry in sorted(devices.items())}
+    for entry in values.values():  # as the writer leaves them plain, not all texts can be read again
+        odd = {key: text for key, text in entry.items() if isinstance(text, str) and not PLAIN.fullmatch(text)}
+        entry.update({key: DoubleQuotedScalarString(text) for key, text in odd.items()})
     text = io.StringIO()
-    YAML(typ="safe", pure=True).dump({"version": 1, "devices": values}, text)
+    YAML(typ="rt", pure=True).dump({"version": 1, "devices": values}, text)
     handle, temporary = tempfile.mkstemp(prefix=".devices-", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
