@@ -168,6 +168,20 @@ class DataSet:
         raise UsageError(f"Data {self.name!r} has no split {name!r}. It has: {', '.join(self.splits)}.{hint}")
 
 
+def drawn(inputs: Sequence[TensorSpec], batch: int, seed: int = 0) -> list[Array]:
+    """Random samples that fit `inputs`.
+
+    Floats are of a normal distribution; integers are 0 or 1, which any mask and any table of embeddings takes.
+    """
+    generator = np.random.default_rng(seed)
+    found = []
+    for spec in inputs:
+        shape = spec.sized(batch)
+        values = generator.normal(size=shape) if np.dtype(spec.dtype).kind == "f" else generator.integers(0, 2, shape)
+        found.append(values.astype(spec.dtype))
+    return found
+
+
 def batches(split: Split, size: int, *, limit: int | None = None) -> Iterator[npt.NDArray[np.float32]]:
     """Preprocessed batches of one input, in order: `size` samples each, the last maybe less, `limit` in all."""
     end = len(split) if limit is None else min(limit, len(split))

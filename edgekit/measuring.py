@@ -11,7 +11,7 @@ from edgekit.assess import Oracle
 from edgekit.backends import BACKENDS
 from edgekit.building import Outcome
 from edgekit.context import Progress
-from edgekit.devices import is_emulated, open_device
+from edgekit.devices import Devices, is_emulated
 from edgekit.errors import DeviceError, MeasurementInvalidError, MissingDependencyError, UsageError
 from edgekit.model import Role
 from edgekit.profile import Profiler
@@ -36,6 +36,7 @@ class Measuring:
     codes: list[int]
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     profilers: dict[tuple[str, int], Profiler] = field(default_factory=dict)
+    devices: Devices = field(default_factory=Devices)
 
     def all(self, outcomes: Sequence[tuple[PlannedTarget, Outcome]]) -> list[Result]:
         """Answers first, times after: nothing else runs while a latency is taken."""
@@ -69,7 +70,8 @@ class Measuring:
     def _answered(self, planned: PlannedTarget, outcome: Outcome) -> Outcome:
         """The outcome with its answers, where its runtime is on the device (or, without a device, here)."""
         bundle, result = outcome.bundle, outcome.result
-        if bundle is None or result.status != "built" or not (planned.device or _runs_here(result.backend)):
+        runs = planned.device or (result.status == "built" and _runs_here(result.backend))
+        if bundle is None or result.status == "failed" or not runs:
             return outcome
         return self._guarded(outcome, lambda: self._profiler(planned).answers(bundle, result))
 
@@ -87,7 +89,7 @@ class Measuring:
     def _profiler(self, planned: PlannedTarget) -> Profiler:
         name, threads = planned.device or "local", planned.threads
         if (name, threads) not in self.profilers:
-            device = open_device(name, progress=self.progress)
+            device = self.devices.open(name)
             looks = tuple(look for look in (self.rounds // 4, self.rounds // 2, self.rounds) if look >= 4)
             self.profilers[name, threads] = Profiler(
                 device, self.space, self.oracle, self.progress, threads, looks, self.percentile, self.answers
@@ -95,7 +97,7 @@ class Measuring:
         return self.profilers[name, threads]
 
 
-def unlike(planned: PlannedTarget) -> str | None:
+def unlike(planned: PlannedTarget, devices: Devices | None = None) -> str | None:
     """A line where the target's device is not quite what the target says, None where it is.
 
     Raises:
@@ -103,7 +105,7 @@ def unlike(planned: PlannedTarget) -> str | None:
     """
     if planned.device is None:
         return None
-    target, described = planned.target, open_device(planned.device).describe()
+    target, described = planned.target, (devices or Devices()).open(planned.device).describe()
     arch, has = described.get("arch", target.arch), set(described.get("features", ()))
     if arch != target.arch:
         raise UsageError(

@@ -15,6 +15,7 @@ from edgekit.building import Builder, Outcome, orders, parts
 from edgekit.context import Progress, Silent
 from edgekit.data import DataSet, check_against
 from edgekit.datasource import load_data
+from edgekit.devices import Devices
 from edgekit.emitting import Emitted, emit_all
 from edgekit.extras import DISTRIBUTION
 from edgekit.gate import exit_code, judge
@@ -41,6 +42,8 @@ def run(
     out: str | Path | None = None,
     targets: Sequence[str] | None = None,
     resume: bool = False,
+    wait: bool = False,
+    kill_on_interrupt: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Run a recipe: every stage, every target; measure, report and judge.
@@ -50,6 +53,9 @@ def run(
         out: the output folder; by default `edgekit-out/<name of the model>`.
         targets: only these of the recipe's targets.
         resume: go on from the last stage that an earlier run into the same folder finished.
+        wait: queue behind whoever measures on a board.
+        kill_on_interrupt: end what runs on a board when this process is interrupted; else it goes on there, and the
+            same run with `resume` takes up its result.
         progress: where to say how far it is; by default nowhere.
 
     Returns:
@@ -64,7 +70,9 @@ def run(
     >>> report.exit_code, report.shipped("x86-64", "onnxruntime").role
     (0, 'quantized')
     """
-    job = Run.start(load_recipe(recipe, targets=targets), out, resume=resume, progress=progress or Silent())
+    chosen, shown = load_recipe(recipe, targets=targets), progress or Silent()
+    devices = Devices(wait=wait, kill_on_interrupt=kill_on_interrupt, progress=shown)
+    job = Run.start(chosen, out, resume=resume, progress=shown, devices=devices)
     try:
         final = job.compress()
         results = job.measure(job.build(final))
@@ -115,10 +123,18 @@ class Run:
     refused: Mapping[str, str] = field(default_factory=dict)
     """What the last stage says against shipping the quantized network, by backend."""
     judged: bool = True
+    devices: Devices = field(default_factory=Devices)
 
     @classmethod
     def start(
-        cls, recipe: Recipe, out: str | Path | None, *, resume: bool, progress: Progress, judged: bool = True
+        cls,
+        recipe: Recipe,
+        out: str | Path | None,
+        *,
+        resume: bool,
+        progress: Progress,
+        judged: bool = True,
+        devices: Devices | None = None,
     ) -> Run:
         """Open the output folder, load model and data, and hold them against each other.
 
@@ -127,7 +143,8 @@ class Run:
         started = time.monotonic()
         folder = output_folder(recipe.name, out)
         Workspace.check(folder)
-        warnings = [line for line in map(unlike, recipe.targets) if line]
+        devices = devices or Devices(progress=progress)
+        warnings = [line for line in (unlike(planned, devices) for planned in recipe.targets) if line]
         with progress.task("load data and model"):
             data, source = _data(recipe), _source(recipe)
             check_against(data, source.inputs, source.outputs)
@@ -140,7 +157,9 @@ class Run:
                 _ = oracle.outputs  # computed here, so that its time is not counted as the first stage's
         space = Workspace.open(folder, resume=resume)
         notes = [*warnings, *data.notes]
-        return cls(recipe, space, data, source, oracle, progress, resume, key, started, notes, judged=judged)
+        return cls(
+            recipe, space, data, source, oracle, progress, resume, key, started, notes, judged=judged, devices=devices
+        )
 
     def compress(self) -> Model:
         """The model after every stage, each held against the reference as soon as it is done."""
@@ -221,7 +240,9 @@ class Run:
         settings = self.recipe.measure
         judged = [c.metric.removeprefix("latency.p") for c in self.recipe.gate if c.metric.startswith("latency.p")]
         percentile = max(settings.percentile, *map(float, judged), 50.0)
-        return Measuring(self.space, self.oracle, self.progress, settings.rounds, percentile, self.codes)
+        return Measuring(
+            self.space, self.oracle, self.progress, settings.rounds, percentile, self.codes, devices=self.devices
+        )
 
     def measure(self, outcomes: Sequence[tuple[PlannedTarget, Outcome]]) -> tuple[Result, ...]:
         """Answers of every bundle that runs here, times of those whose target has a device, and what ships."""

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
+from edgekit.building import Outcome
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.context import Progress, Silent
-from edgekit.devices import Device, is_emulated, open_device
+from edgekit.devices import Device, Devices, is_emulated
 from edgekit.errors import EdgekitError, ExitCode, MeasurementInvalidError, UsageError
 from edgekit.extras import DISTRIBUTION
 from edgekit.profile import doubts, energy_fields, latency
 from edgekit.report.profiled import LayerTime, Profiled, Profiles
 from edgekit.report.report import DeviceInfo
-from edgekit.target import load_target
+from edgekit.target import Target, load_target
 from edgekit.validity import judge_state
+from edgekit.wrapping import is_model, said_of_inputs, target_of, wrap
+
+_Todo = tuple[Bundle | Profiled, str]
+"""A bundle to be measured, with a note on its inputs; or what is known already to have failed."""
+
+LEAVING_S = 30.0
+"""How long an interrupted device is waited for: it may have a job to end first."""
 
 
 def profile_bundles(
     bundles: Sequence[Path],
     devices: Sequence[str] = ("local",),
     *,
+    target: str | None = None,
+    backends: Sequence[str] | None = None,
     threads: int = 1,
     inputs: Path | None = None,
     percentile: float = 99.0,
@@ -36,8 +51,10 @@ def profile_bundles(
     """Every bundle on every device: devices at the same time, the bundles on one device one after the other.
 
     Args:
-        bundles: `.edge` files.
+        bundles: `.edge` files, or plain models (`.onnx`, `.pt2`), of which float bundles are made for each device.
         devices: `local`, or boards of the inventory.
+        target: what plain models are built for; by default what the device is registered as, or its architecture's.
+        backends: what they are built with; by default all of the target's that can be compiled here.
         threads: of the runtime.
         inputs: samples, .npy or .npz, raw or preprocessed; without them each bundle's golden samples are taken.
         percentile: there are samples enough for this one, as far as a minute allows.
@@ -52,24 +69,107 @@ def profile_bundles(
     """
     if not bundles or not devices:
         raise UsageError("Name at least one bundle and one device to profile.")
-    opened = [open_bundle(path) for path in bundles]
-    known = {name: open_device(name, wait=wait, kill_on_interrupt=kill_on_interrupt) for name in dict.fromkeys(devices)}
+    opened = {path: open_bundle(path) for path in bundles if not is_model(path)}
     told = progress or Silent()
+    known = Devices(wait=wait, kill_on_interrupt=kill_on_interrupt, progress=told)
+    names = list(dict.fromkeys(devices))
+    for name in names:
+        known.open(name)
 
     def one_by_one(name: str) -> list[Profiled]:
         found = []
-        for bundle in opened:
-            with told.task(f"{bundle.path.stem} on {name}"):
-                found.append(_guarded(known[name], name, bundle, threads, inputs, percentile, layers))
+        for item, note in todo[name]:
+            if isinstance(item, Profiled):
+                found.append(item)
+                continue
+            with told.task(f"{item.path.stem} on {name}"):
+                seen = _guarded(known.open(name), name, item, threads, inputs, percentile, layers)
+            found.append(seen.model_copy(update={"notes": (*seen.notes, note)}) if note else seen)
         return found
 
-    if len(known) == 1:  # in this thread, where Ctrl-C arrives
-        results = one_by_one(next(iter(known)))
-    else:
-        with ThreadPoolExecutor(len(known)) as pool:
-            results = [one for done in pool.map(one_by_one, known) for one in done]
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        wrapper = _Wrapper(Path(folder), target, backends, inputs, told)
+        todo = {name: wrapper.todo(bundles, opened, name, known.open(name)) for name in names}
+        if len(names) == 1:  # in this thread, where Ctrl-C arrives
+            results = one_by_one(names[0])
+        else:
+            results = [one for done in _at_once(one_by_one, names, known.interrupt) for one in done]
     created = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     return Profiles(edgekit=metadata.version(DISTRIBUTION), created=created, results=tuple(results))
+
+
+@dataclass
+class _Wrapper:
+    """Makes bundles of plain models, once for each target."""
+
+    folder: Path
+    target: str | None
+    backends: Sequence[str] | None
+    inputs: Path | None
+    progress: Progress
+    made: dict[tuple[Path, str], list[Outcome]] = field(default_factory=dict)
+
+    def todo(self, paths: Sequence[Path], opened: Mapping[Path, Bundle], name: str, device: Device) -> list[_Todo]:
+        """What is measured on a device, in order; what could not be built says so itself."""
+        found: list[_Todo] = []
+        for path in paths:
+            if path in opened:
+                found.append((opened[path], ""))
+                continue
+            target = load_target(self.target) if self.target else target_of(device)
+            for outcome in self._wrapped(path, target):
+                if outcome.bundle is None:
+                    found.append((_failed(outcome, path, name), ""))
+                else:
+                    found.append((outcome.bundle, said_of_inputs(outcome.bundle, self.inputs)))
+        return found
+
+    def _wrapped(self, path: Path, target: Target) -> list[Outcome]:
+        key = (path, target.name)
+        if key not in self.made:
+            place = self.folder / str(len(self.made))
+            with self.progress.task(f"build {path.name} for {target.name}"):
+                self.made[key] = wrap(path, target, place, backends=self.backends, inputs=self.inputs)
+        return self.made[key]
+
+
+def _failed(outcome: Outcome, path: Path, device: str) -> Profiled:
+    facts = {key: getattr(outcome.result, key) for key in ("target", "backend", "role", "precision")}
+    return Profiled(
+        **facts, model=path.stem, bundle=path.name, sha256="", size_bytes=0, device_name=device, threads=0,
+        error=outcome.result.reason, exit_code=outcome.code,
+    )  # fmt: skip
+
+
+def _at_once(work: Callable[[str], list[Profiled]], names: Sequence[str], stop: Callable[[], None]) -> list[Any]:
+    """`work` of every name, each in a thread of its own; Ctrl-C has `stop` end them, and waits for that alone."""
+    done: dict[str, Any] = {}
+    ended: SimpleQueue[str] = SimpleQueue()  # Ctrl-C in Thread.join() would take a thread that runs for one that ended
+
+    def one(name: str) -> None:
+        try:
+            done[name] = work(name)
+        except BaseException as error:
+            done[name] = error
+        ended.put(name)
+
+    for name in names:
+        threading.Thread(target=one, args=(name,), daemon=True).start()
+    try:
+        for _ in names:
+            ended.get()
+    except KeyboardInterrupt as error:
+        stop()
+        deadline = time.monotonic() + LEAVING_S
+        while len(done) < len(names) and time.monotonic() < deadline:
+            with suppress(Empty):
+                ended.get(timeout=0.2)
+        for note in (n for failed in done.values() for n in getattr(failed, "__notes__", ())):
+            error.add_note(note)
+        raise
+    if failed := next((one for one in done.values() if isinstance(one, BaseException)), None):
+        raise failed
+    return [done[name] for name in names]
 
 
 def _guarded(

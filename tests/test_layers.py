@@ -18,7 +18,7 @@ LAYERS = [
      "prune", "pt2", "quant", "report", "sources", "target", "train", "validity"},
     {"backends", "devices", "recipe", "stages", "testing"},
     {"advice", "assess", "building", "calibrating", "compare", "doctor", "emitting", "explain", "gate", "measuring",
-     "pipeline", "profile", "profiling", "reporting", "ships", "workspace"},
+     "pipeline", "profile", "profiling", "reporting", "ships", "workspace", "wrapping"},
     {"cli", "__main__"},
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

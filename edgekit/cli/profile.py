@@ -1,4 +1,4 @@
-"""`edgekit profile BUNDLE...`: time, memory, energy and layers on one device or several."""
+"""`edgekit profile MODEL|BUNDLE...`: time, memory, energy and layers on one device or several."""
 
 from __future__ import annotations
 
@@ -14,11 +14,20 @@ from edgekit.cli.verb import Json, say, stdout_for_results, verb
 
 @verb
 def profile(
-    bundles: Annotated[list[Path], typer.Argument(help=".edge files.", show_default=False)],
+    bundles: Annotated[list[Path], typer.Argument(help=".edge files, or plain models: .onnx, .pt2.",
+                                                    show_default=False)],
     devices: Annotated[
         list[str] | None,
         typer.Option("--device", "-d", help="`local`, or a board of `edgekit devices`; may be given again.",
                      show_default="local"),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="What plain models are built for.", show_default="the device's own target")
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option("--backend", "-b", help="What plain models are built with; may be given again.",
+                     show_default="all of the target's"),
     ] = None,
     threads: Threads = 1,
     percentile: Annotated[float, typer.Option(help="The highest percentile that is wanted.")] = 99.0,
@@ -30,7 +39,7 @@ def profile(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:  # fmt: skip
-    """Measure bundles on devices, with the state of the device; several devices at the same time."""
+    """Measure bundles or plain models on devices, with the state of the device; several devices at the same time."""
     from edgekit.cli.progress import progress_on_stderr
     from edgekit.errors import worst
     from edgekit.profiling import profile_bundles
@@ -42,6 +51,8 @@ def profile(
         found = profile_bundles(
             bundles,
             devices or ("local",),
+            target=target,
+            backends=backend,
             threads=threads,
             inputs=inputs,
             percentile=percentile,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from edgekit.cli.options import KillOnInterrupt, Quiet, Wait
 from edgekit.cli.verb import Json, say, stdout_for_results, verb
 
 
@@ -25,7 +28,9 @@ def run(
     until: Annotated[
         str | None, typer.Option(help="Stop early: `emit` writes graphs and the QuantSpec, and compiles nothing.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    wait: Wait = False,
+    kill_on_interrupt: KillOnInterrupt = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
     """Compress the recipe's model, build it for every target, measure, report and judge."""
@@ -37,8 +42,16 @@ def run(
 
     if until is not None:
         return _emit(recipe, until, out, target, resume=resume, quiet=quiet, as_json=as_json)
-    with stdout_for_results(), progress_on_stderr(quiet=quiet) as progress:
-        report = run_recipe(recipe, out=out, targets=target, resume=resume, progress=progress)
+    with stdout_for_results(), progress_on_stderr(quiet=quiet) as progress, _resumable():
+        report = run_recipe(
+            recipe,
+            out=out,
+            targets=target,
+            resume=resume,
+            wait=wait,
+            kill_on_interrupt=kill_on_interrupt,
+            progress=progress,
+        )
     if as_json:
         say(report.model_dump_json(indent=2))
     else:
@@ -53,6 +66,16 @@ def run(
     if report.recipe and not quiet:
         print(f"The report: {output_folder(report.recipe.name, out) / 'report.html'}", file=sys.stderr)
     return int(report.exit_code)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Whoever interrupts a run is told how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note("The same command with --resume goes on from the last finished stage.")
+        raise
 
 
 def _emit(
@@ -73,7 +96,7 @@ def _emit(
         raise UsageError(f"--until {until!r}: a run can stop after 'emit' alone.")
     from edgekit.pipeline import emit
 
-    with stdout_for_results(), progress_on_stderr(quiet=quiet) as progress:
+    with stdout_for_results(), progress_on_stderr(quiet=quiet) as progress, _resumable():
         emitted = emit(recipe, out=out, targets=targets, resume=resume, progress=progress)
     if as_json:
         say(emitted.model_dump_json(indent=2))

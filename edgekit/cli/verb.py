@@ -95,10 +95,10 @@ def classify(error: BaseException) -> tuple[ExitCode, str]:
     """The exit code and the message of anything that was raised.
 
     >>> classify(KeyboardInterrupt())
-    (<ExitCode.INTERRUPTED: 130>, 'interrupted. `edgekit run ... --resume` goes on from the last finished stage.')
+    (<ExitCode.INTERRUPTED: 130>, 'interrupted.')
     """
     if isinstance(error, KeyboardInterrupt):
-        return ExitCode.INTERRUPTED, "interrupted. `edgekit run ... --resume` goes on from the last finished stage."
+        return ExitCode.INTERRUPTED, "interrupted."  # what the verb or a board knows beyond that stands in the notes
     if isinstance(error, SystemExit):
         return ExitCode.USAGE, "the model's or the data's own code called sys.exit(). Let it return, or raise."
     if isinstance(error, EdgekitError):

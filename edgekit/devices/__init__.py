@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -133,6 +134,34 @@ def open_device(
     return Ssh(name, boards[name], wait=wait, kill_on_interrupt=kill_on_interrupt)
 
 
+class Devices:
+    """The devices of one run: each is opened once, and a board is asked once what it is."""
+
+    def __init__(
+        self, *, wait: bool = False, kill_on_interrupt: bool = False, progress: Progress | None = None
+    ) -> None:
+        """The arguments are those of `open_device`."""
+        self._open = partial(open_device, wait=wait, kill_on_interrupt=kill_on_interrupt, progress=progress)
+        self._opened: dict[str, Device] = {}
+
+    def open(self, name: str) -> Device:
+        """The device `name`.
+
+        Raises:
+            UsageError: nothing is called that.
+        """
+        if name not in self._opened:
+            self._opened[name] = self._open(name)
+        return self._opened[name]
+
+    def interrupt(self) -> None:
+        """End what other threads of this process have asked of these devices; returns at once."""
+        for device in self._opened.values():
+            if stop := getattr(device, "interrupt", None):
+                stop()
+
+
 __all__: Sequence[str] = (
-    "DEVICES", "Bench", "Device", "Pairs", "Run", "device_names", "is_emulated", "open_device", "refuse_times",
+    "DEVICES", "Bench", "Device", "Devices", "Pairs", "Run", "device_names", "is_emulated", "open_device",
+    "refuse_times",
 )  # fmt: skip

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from edgekit.agent.unpack import cache_folder
@@ -28,6 +29,8 @@ PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
 OLDEST_MANYLINUX = 5
 ALIASES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 """PEP 600: the older names of three platform tags, by the minor version of glibc 2."""
+STOPPED_S = 0.3
+"""How often an interrupt is looked for while pip works."""
 NO_INDEX = re.compile(r"Connection|Temporary failure|timed out|Name or service|Max retries|ProxyError", re.IGNORECASE)
 
 
@@ -62,11 +65,13 @@ def platform_tags(libc: Sequence[str], arch: str) -> tuple[str, ...]:
     return (*tags, f"linux_{arch}")
 
 
-def resolve(backends: Iterable[str], wanted: Mapping[str, str], board: Mapping[str, Any]) -> tuple[Wheel, ...] | None:
+def resolve(
+    backends: Iterable[str], wanted: Mapping[str, str], board: Mapping[str, Any], stop: Event | None = None
+) -> tuple[Wheel, ...] | None:
     """The wheels that run bundles of `backends` on `board` (what its probe told), pip among them.
 
     `wanted` holds versions that are preferred, by package: those that the bundle was built with. None where a backend
-    runs on what the board itself has.
+    runs on what the board itself has. Setting `stop`, from another thread, ends it soon with a DeviceError.
 
     Raises:
         MissingDependencyError: there are no such wheels, or edgekit's own Python has no pip.
@@ -82,14 +87,16 @@ def resolve(backends: Iterable[str], wanted: Mapping[str, str], board: Mapping[s
     for packages in choices:
         pinned = [f"{p}=={wanted[p]}" if p in wanted else p for p in packages]
         for requirements in dict.fromkeys((tuple(pinned), packages)):
-            wheels, told = _cached(tuple(sorted(set(requirements))), board)
+            wheels, told = _cached(tuple(sorted(set(requirements))), board, stop)
             if wheels:
                 return wheels
     tags = f"Python {board['python']}, {' '.join(board['libc'])}, {board['arch']}"
     raise MissingDependencyError(f"no wheels of {' or '.join(c[0] for c in choices)} for {tags}: {told}")
 
 
-def _cached(requirements: tuple[str, ...], board: Mapping[str, Any]) -> tuple[tuple[Wheel, ...], str]:
+def _cached(
+    requirements: tuple[str, ...], board: Mapping[str, Any], stop: Event | None
+) -> tuple[tuple[Wheel, ...], str]:
     version = ".".join(str(board["python"]).split(".")[:2])
     about = [requirements, version, list(board["libc"]), board["arch"]]
     folder = cache_folder() / "wheels" / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
@@ -99,7 +106,7 @@ def _cached(requirements: tuple[str, ...], board: Mapping[str, Any]) -> tuple[tu
     fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     try:
         for group in (requirements, ("pip",)):
-            if told := _download(group, version, platform_tags(board["libc"], board["arch"]), fresh):
+            if told := _download(group, version, platform_tags(board["libc"], board["arch"]), fresh, stop):
                 return (), told
         sums = {file.name: _sha256(file) for file in sorted(fresh.glob("*.whl"))}
         (fresh / "wheels.json").write_text(json.dumps(sums, indent=1))
@@ -120,7 +127,7 @@ def _intact(folder: Path) -> tuple[Wheel, ...]:
         return ()
 
 
-def _download(requirements: Sequence[str], version: str, tags: Sequence[str], folder: Path) -> str:
+def _download(requirements: Sequence[str], version: str, tags: Sequence[str], folder: Path, stop: Event | None) -> str:
     """Fetch wheels into `folder`; "" or what pip said."""
     abi = f"cp{version.replace('.', '')}"
     command = [sys.executable, "-m", "pip", "download", "--only-binary=:all:", "--disable-pip-version-check", "--quiet",
@@ -128,17 +135,35 @@ def _download(requirements: Sequence[str], version: str, tags: Sequence[str], fo
                *(part for one in (abi, "abi3", "none") for part in ("--abi", one)),
                *(part for tag in tags for part in ("--platform", tag)), *requirements]  # fmt: skip
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if not done.returncode:
+    code, told = _ended(command, environment, stop)
+    if not code:
         return ""
-    lines = [line for line in done.stderr.strip().splitlines() if not line.startswith("WARNING")]
-    if "No module named pip" in done.stderr:
+    lines = [line for line in told.strip().splitlines() if not line.startswith("WARNING")]
+    if "No module named pip" in told:
         raise MissingDependencyError(
             "fetching a board's runtime needs pip in edgekit's own environment. Install it: python -m ensurepip"
         )
-    if NO_INDEX.search(done.stderr) and "No matching distribution" not in done.stderr:
-        raise DeviceError(f"the package index cannot be reached: {lines[-1] if lines else done.stderr.strip()[-300:]}")
-    return lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with {done.returncode}"
+    if NO_INDEX.search(told) and "No matching distribution" not in told:
+        raise DeviceError(f"the package index cannot be reached: {lines[-1] if lines else told.strip()[-300:]}")
+    return lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with {code}"
+
+
+def _ended(command: Sequence[str], environment: Mapping[str, str], stop: Event | None) -> tuple[int, str]:
+    """The exit code of a command and what it said on stderr; it is killed when `stop` is set."""
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        while True:
+            try:
+                told = process.communicate(timeout=STOPPED_S)[1]
+                return process.returncode, told
+            except subprocess.TimeoutExpired:
+                if stop is not None and stop.is_set():
+                    process.kill()
+                    raise DeviceError("fetching the board's runtime was interrupted") from None
+            except BaseException:
+                process.kill()
+                raise
 
 
 def requirements_text(wheels: Iterable[Wheel]) -> str:

@@ -50,6 +50,8 @@ class Local:
     def __init__(self, python: Path | None = None) -> None:
         """`python` runs the bundles; by default the one that runs edgekit."""
         self.python = str(python or sys.executable)
+        self._running: set[_Process] = set()
+        self._interrupted = False
 
     def describe(self) -> Mapping[str, Any]:
         """Processor, features, cores, memory, kernel; `fingerprint` is a hash over all of them."""
@@ -106,6 +108,8 @@ class Local:
         return interleaved(self._finish(process)["rounds"])
 
     def _start(self, bundle: Bundle, options: Sequence[str]) -> _Process:
+        if self._interrupted:
+            raise KeyboardInterrupt
         command, environment = self._launch(bundle)
         return self._started([*command, str(bundle.path), *options], environment, bundle.path)
 
@@ -122,7 +126,9 @@ class Local:
             )
         except OSError as error:
             raise DeviceError(f"cannot start {command[0]}: {error}") from error
-        return _Process(popen, path)
+        process = _Process(popen, path)
+        self._running.add(process)
+        return process
 
     def _launch(self, bundle: Bundle) -> tuple[list[str], dict[str, str]]:
         """What starts the bundle, and its environment. -B: a bundle leaves nothing behind."""
@@ -141,7 +147,19 @@ class Local:
             process.follow()
             return process.result(accept)
         finally:
-            _kill(process)
+            self._end(process)
+
+    def _end(self, process: _Process) -> None:
+        self._running.discard(process)
+        _kill(process)
+        if self._interrupted:
+            raise KeyboardInterrupt
+
+    def interrupt(self) -> None:
+        """End the calls of other threads, for good: they raise KeyboardInterrupt soon."""
+        self._interrupted = True
+        for process in tuple(self._running):
+            process.popen.kill()
 
 
 class _Process:

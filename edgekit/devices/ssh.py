@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.devices import Bench, Pairs, Run, _pairs, refuse_times
 from edgekit.devices import _wheels as wheels
+from edgekit.devices._calls import Calls
 from edgekit.devices._pending import Ticket
 from edgekit.devices._session import BOARD_LOCK, BOOT_ID, Session, Work
 from edgekit.devices.benching import gather, interleaved
@@ -65,6 +66,7 @@ class Ssh:
             "wait": wait or entry.wait,
             "kill_on_interrupt": kill_on_interrupt, "boot_id": boot_id, "board_lock": board_lock,
         }  # fmt: skip
+        self._calls = Calls()
         self._probed: dict[str, Any] | None = None
         self._pythons: dict[tuple[str, ...], Python] = {}
 
@@ -246,7 +248,12 @@ class Ssh:
         board = self._probed
         if backends in self._pythons:
             return self._pythons[backends]
-        found = await asyncio.to_thread(wheels.resolve, backends, wanted, board)
+        stop = threading.Event()
+        try:
+            found = await asyncio.to_thread(wheels.resolve, backends, wanted, board, stop)
+        except asyncio.CancelledError:
+            stop.set()
+            raise
         if found is None:
             return Python(self.entry.python, {})
         key = wheels.environment_key(found, board)
@@ -338,36 +345,18 @@ class Ssh:
                 return await work(session)
 
         try:
-            return _outside(whole)
+            return self._calls.run(whole)
         except KeyboardInterrupt as error:
-            if self._options["kill_on_interrupt"]:
-                error.add_note(f"What ran on {self.name} was ended.")
-            else:
-                error.add_note(f"A job that runs on {self.name} goes on; the same command takes up its result.")
+            error.add_note(
+                f"What ran on {self.name} was ended."
+                if self._options["kill_on_interrupt"]
+                else f"A job that runs on {self.name} goes on; asking for the same again takes up its result."
+            )
             raise
 
-
-def _outside(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run it, whether or not this thread has an event loop already (a notebook's has)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work())
-    found: list[T] = []
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            found.append(asyncio.run(work()))
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
-    return found[0]
+    def interrupt(self) -> None:
+        """End the calls of other threads: they raise KeyboardInterrupt soon."""
+        self._calls.interrupt()
 
 
 def _common(threads: int, affinity: Sequence[int] | None = None) -> list[str]:

@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
+from edgekit.data import drawn
 from edgekit.errors import BuildError
 from edgekit.extras import require
 from edgekit.graph.normalise import MIN_OPSET, normalise
@@ -70,13 +70,7 @@ def export_module(module: nn.Module, inputs: tuple[TensorSpec, ...], name: str) 
 
 def example_inputs(inputs: Sequence[TensorSpec], batch: int = 2, seed: int = 0) -> tuple[torch.Tensor, ...]:
     """Random tensors that fit `inputs`; two samples, so that no exporter takes the batch for a constant 1."""
-    generator = np.random.default_rng(seed)
-    tensors = []
-    for spec in inputs:
-        shape = spec.sized(batch)
-        drawn = generator.normal(size=shape) if np.dtype(spec.dtype).kind == "f" else generator.integers(0, 2, shape)
-        tensors.append(torch.from_numpy(drawn.astype(spec.dtype)))
-    return tuple(tensors)
+    return tuple(map(torch.from_numpy, drawn(inputs, batch, seed)))
 
 
 def _export(module: nn.Module, inputs: Sequence[TensorSpec], name: str, outputs: list[str] | None) -> onnx.ModelProto:

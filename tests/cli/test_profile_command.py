@@ -53,6 +53,18 @@ def test_what_fails_stays_with_its_bundle(tmp_path: Path) -> None:
     assert "latency        p50" in told[1] and "layers" not in told[1]
 
 
+@pytest.mark.slow
+def test_a_plain_model_is_built_and_measured(tmp_path: Path) -> None:
+    file = small.model(tmp_path / "m.onnx")
+    both = ("--backend", "onnxruntime", "--backend", "openvino")
+    ended = profile(file, *both, "--no-layers", "--percentile", 50, "--json")
+    assert ended.exit_code == 0, ended.stderr
+    found = Profiles.model_validate_json(ended.stdout).results
+    assert [(one.backend, one.role) for one in found] == [("onnxruntime", "float"), ("openvino", "float")]
+    assert all("its inputs are random (image float32[1, 1, 8, 8])" in one.notes[-1] for one in found)
+    assert all(one.latency_s.p50.value > 0 and one.model == "m" for one in found)
+
+
 def test_an_emulated_board_is_never_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEKIT_DEVICES", str(tmp_path / "devices.yaml"))
     register("pi", Entry(host="127.0.0.1", emulated=True))
