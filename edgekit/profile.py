@@ -17,6 +17,7 @@ from edgekit.bundle import Bundle
 from edgekit.compare import LOOKS, Comparison, at_percentile, compare
 from edgekit.context import Progress
 from edgekit.devices import Device
+from edgekit.percentiles import interval
 from edgekit.report.predictions import write_predictions, write_samples
 from edgekit.report.report import Bounds, DeviceInfo, Latency, Paired, Result
 from edgekit.validity import judge_pairs, judge_state
@@ -36,7 +37,7 @@ def latency(samples: Sequence[float], samples_file: str | None = None) -> Latenc
 
 
 def _percentile(samples: Sequence[float], percent: int) -> Bounds:
-    low, high = stats.interval(samples, percent)
+    low, high = interval(samples, percent)
     return Bounds(value=stats.percentile(samples, percent), low=low, high=high)
 
 

@@ -29,11 +29,11 @@ def least_samples(percentile: float, above: int = 1, confidence: float = CONFIDE
     if not 0 < tail < 1:
         raise ValueError(f"percentile must be between 0 and 100, got {percentile}")
     low, high = above, above + 1
-    while _at_most(above, high, tail) > 1 - confidence:
+    while at_most(above, high, tail) > 1 - confidence:
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _at_most(above, middle, tail) <= 1 - confidence else (middle, high)
+        low, high = (low, middle) if at_most(above, middle, tail) <= 1 - confidence else (middle, high)
     return high
 
 
@@ -48,7 +48,7 @@ def highest_percentile(count: int) -> float | None:
     low, high = 0.0, 100.0
     for _ in range(40):
         middle = (low + high) / 2
-        enough = _at_most(1, count, 1 - middle / 100) <= 1 - CONFIDENCE
+        enough = at_most(1, count, 1 - middle / 100) <= 1 - CONFIDENCE
         low, high = (middle, high) if enough else (low, middle)
     return math.floor(low * 10) / 10 or None
 
@@ -74,7 +74,7 @@ def steadiness(samples: Sequence[float]) -> dict[str, Any]:
     return {"steady": steady, "block_medians_s": medians, "spread": spread, "trend": trend, **result}
 
 
-def _at_most(k: int, n: int, p: float) -> float:
+def at_most(k: int, n: int, p: float) -> float:
     """P[Binomial(n, p) <= k]."""
     logs = [
         math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * math.log(p) + (n - i) * math.log1p(-p)
@@ -87,35 +87,3 @@ def percentile(samples: Sequence[float], percent: float) -> float:
     """The nearest-rank percentile: a value that was really measured."""
     ordered = np.sort(np.asarray(samples, np.float64))
     return float(ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)])
-
-
-def interval(
-    samples: Sequence[float], percent: float, confidence: float = 0.95, draws: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """A two-sided interval for a percentile that needs no assumption about the distribution.
-
-    The wider, at each end, of two: order statistics (exact for independent samples, by the binomial
-    distribution) and a circular block bootstrap with blocks of about sqrt(n) samples (latencies that follow each
-    other are alike, and independence would promise too much). The same samples give the same interval.
-    """
-    values = np.asarray(samples, np.float64)
-    ordered, n, p = np.sort(values), len(values), percent / 100
-    ranks = np.array([_rank(n, p, (1 - confidence) / 2), _rank(n, p, (1 + confidence) / 2)])
-    low, high = ordered[np.clip([ranks[0] - 1, ranks[1]], 0, n - 1)]
-    block = max(1, round(math.sqrt(n)))
-    starts = np.random.default_rng(seed).integers(0, n, (draws, math.ceil(n / block)))
-    drawn = values[(starts[:, :, None] + np.arange(block)).reshape(draws, -1)[:, :n] % n]
-    index = max(0, math.ceil(n * p) - 1)
-    spread: Any = np.quantile(
-        np.partition(drawn, index, axis=1)[:, index], [(1 - confidence) / 2, (1 + confidence) / 2]
-    )
-    return float(min(low, spread[0])), float(max(high, spread[1]))
-
-
-def _rank(n: int, p: float, level: float) -> int:
-    """The smallest k with P[Binomial(n, p) <= k] >= level."""
-    low, high = -1, n
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _at_most(middle, n, p) >= level else (middle, high)
-    return high

@@ -17,6 +17,7 @@ from threading import Event
 from typing import Any
 
 from edgekit.agent.unpack import cache_folder
+from edgekit.devices._markers import lacking
 from edgekit.errors import DeviceError, MissingDependencyError
 
 PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -29,6 +30,8 @@ PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
 OLDEST_MANYLINUX = 5
 ALIASES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 """PEP 600: the older names of three platform tags, by the minor version of glibc 2."""
+ROUNDS = 4
+"""How often what the board's Python needs beyond the host's is looked for."""
 STOPPED_S = 0.3
 """How often an interrupt is looked for while pip works."""
 NO_INDEX = re.compile(r"Connection|Temporary failure|timed out|Name or service|Max retries|ProxyError", re.IGNORECASE)
@@ -105,8 +108,14 @@ def _cached(
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     try:
+        tags = platform_tags(board["libc"], board["arch"])
         for group in (requirements, ("pip",)):
-            if told := _download(group, version, platform_tags(board["libc"], board["arch"]), fresh, stop):
+            if told := _download(group, version, tags, fresh, stop):
+                return (), told
+        for _ in range(ROUNDS):
+            if not (more := lacking(fresh.glob("*.whl"), board)):
+                break
+            if told := _download(more, version, tags, fresh, stop):
                 return (), told
         sums = {file.name: _sha256(file) for file in sorted(fresh.glob("*.whl"))}
         (fresh / "wheels.json").write_text(json.dumps(sums, indent=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,25 @@ def test_tensorrt_builds_the_emitted_graph(tmp_path: Path) -> None:
     assert len(bytes(build(trt, log, graph, shapes))) > 1000
     with pytest.raises(Failure, match="cannot parse the model"):
         build(trt, log, b"rubbish", shapes)
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from edgekit.agent.runners import tensorrt_build
+class trt:
+    __version__ = "11.1"
+tensorrt_build.build = lambda *_: b"x" * 100_000
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+tensorrt_build.engine(trt, None, "gpu", Path(sys.argv[1]), {"runner": {"shapes": {}}})
+"""
+
+
+def test_an_engine_that_does_not_fit_on_the_disk_leaves_nothing(tmp_path: Path) -> None:
+    file, cache = small.model(tmp_path / "model.onnx"), tmp_path / "cache"
+    kept = {**os.environ, "EDGEKIT_CACHE": str(cache)}
+    ended = subprocess.run([sys.executable, "-c", FULL, file], env=kept, capture_output=True, text=True)
+    assert "OSError" in ended.stderr and list((cache / "engines").iterdir()) == []
 
 
 OWN = """

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from packaging import tags
 from pythons import interpreter
 
 from edgekit.devices import _wheels
+from edgekit.devices._markers import lacking
 from edgekit.devices.ssh import Ssh
 from edgekit.errors import DeviceError, MissingDependencyError
 
@@ -53,6 +55,34 @@ def downloaded(backends: list[str], wanted: dict[str, str], about: dict) -> tupl
         pytest.skip(f"no package index here: {error}")
     assert found
     return found
+
+
+def wheel(folder: Path, name: str, *requires: str) -> Path:
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        lines = "".join(f"Requires-Dist: {one}\n" for one in requires)
+        text = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{lines}"
+        archive.writestr(f"{name}-1.0.dist-info/METADATA", text)
+    return path
+
+
+def test_markers_are_those_of_the_board(tmp_path: Path) -> None:
+    runtime = wheel(
+        tmp_path,
+        "runtime",
+        "Other_Thing>=1",
+        'backports.strenum>=1.2; python_version < "3.11"',
+        'exceptiongroup; python_full_version >= "3.13.1"',
+        'neon; platform_machine == "aarch64"',
+        'winreg2; sys_platform == "win32"',
+        'plots; extra == "plots"',
+        "not a requirement at all ;;",
+    )
+    wheels = [runtime, wheel(tmp_path, "other_thing")]
+    old, new = {**ARM, "python": "3.10.12", "arch": "x86_64"}, {**ARM, "python": "3.13.2"}
+    assert lacking(wheels, old) == ["backports.strenum>=1.2"]
+    assert lacking(wheels, new) == ["exceptiongroup", "neon"]
+    assert lacking([*wheels, wheel(tmp_path, "backports_strenum")], old) == []
 
 
 @pytest.mark.slow

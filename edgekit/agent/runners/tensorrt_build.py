@@ -21,9 +21,13 @@ def engine(trt: Any, log: Any, gpu: str, path: Path, manifest: dict[str, Any]) -
     content = bytes(build(trt, log, path.read_bytes(), manifest["runner"]["shapes"]))
     kept.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=kept.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.replace(temporary, kept)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, kept)
+    except BaseException:  # a full disk, above all
+        os.unlink(temporary)
+        raise
     return content
 
 
