@@ -11,7 +11,7 @@ import json
 import shlex
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,8 @@ class Line:
 
     async def _greet(self, entry: Entry) -> None:
         source = HELPER.read_bytes()
-        self._process.stdin.write(b"%d\n" % len(source) + source)
+        with suppress(LineLostError), _losing():  # where it ended already, what it said tells why
+            self._process.stdin.write(b"%d\n" % len(source) + source)
         seen = 0
         while seen < NOISE:
             try:
