@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 MARK = b"edgekit-board 1\n"
@@ -181,27 +182,37 @@ class Store:
         """One chunk at its offset. A damaged one is refused and not written."""
         if hashlib.sha256(data).hexdigest() != request["digest"]:
             return {"accepted": False}
-        handle = os.open(self.path("blobs", request["sha256"] + ".part"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        with open(handle, "r+b") as file:
+        path = self.path("blobs", request["sha256"] + ".part")
+        with self.alone(), open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+b") as file:
             file.seek(request["offset"])
             file.write(data)
-            file.truncate()
         return {"accepted": True}
 
     def finish(self, request: dict[str, Any]) -> dict[str, Any]:
         """Take the file up under its digest where that is what it has; otherwise remove it."""
         path = self.path("blobs", request["sha256"])
-        if os.path.exists(path):  # another client sent it meanwhile
-            return {"complete": True}
-        open(path + ".part", "ab").close()  # an empty file has no chunk
-        with open(path + ".part", "rb") as file:
-            os.fsync(file.fileno())
-        if digest(path + ".part") != request["sha256"]:
-            os.unlink(path + ".part")
-            return {"complete": False}
-        os.chmod(path + ".part", 0o400)
-        os.replace(path + ".part", path)
+        with self.alone():
+            if os.path.exists(path):  # another client sent it meanwhile
+                return {"complete": True}
+            with open(path + ".part", "ab") as file:  # an empty file has no chunk
+                file.truncate(request["size"])
+                os.fsync(file.fileno())
+            if digest(path + ".part") != request["sha256"]:
+                os.unlink(path + ".part")
+                return {"complete": False}
+            os.chmod(path + ".part", 0o400)
+            os.replace(path + ".part", path)
         return {"complete": True}
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Several clients may send the same file: what changes it waits for what another of them is changing."""
+        handle = os.open(self.path("blobs"), os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
     def environment(self, request: dict[str, Any]) -> dict[str, Any]:
         """How to start Python in an installed environment; null where it is not there."""
