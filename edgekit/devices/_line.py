@@ -200,7 +200,7 @@ async def connect(name: str, entry: Entry) -> asyncssh.SSHClientConnection:
     known |= {"port": entry.port} if entry.port else {}
     try:
         options = await ssh.SSHClientConnectionOptions.construct(
-            client_factory=lambda: keys, password_auth=False, kbdint_auth=False, login_timeout=CONNECT_S,
+            config=(), client_factory=lambda: keys, password_auth=False, kbdint_auth=False, login_timeout=CONNECT_S,
             keepalive_interval=KEEPALIVE_S, keepalive_count_max=KEEPALIVE_COUNT, **known,
         )  # fmt: skip
     except (ssh.Error, ssh.KeyImportError, ValueError, OSError) as error:

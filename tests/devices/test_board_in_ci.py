@@ -82,7 +82,7 @@ def test_another_host_key_ends_the_job_with_5(pi: Board, job) -> None:
 
     other = asyncssh.generate_private_key("ssh-ed25519").export_public_key("openssh").decode().strip()
     done, _, home = job(**{**secrets(pi), "BOARD_HOST_KEY": f"[127.0.0.1]:{pi.port} {other}"})
-    assert done.returncode == 5 and "the host key" in done.stderr.lower()
+    assert done.returncode == 5 and "THE HOST KEY" in done.stderr and "CHANGED" in done.stderr
     assert not (home / ".ssh" / "edgekit_board").exists()
 
 
