@@ -35,8 +35,11 @@ FAST: Mapping[str, tuple[Form, ...]] = {
 SLOWER: Mapping[str, Form] = {"onnxruntime": "int8_weights"}
 """A form that is more accurate and takes longer (0.76 of fp32), for where the fast ones are too far from float."""
 
-JUDGED = 64
-"""So many held-out samples judge the forms."""
+JUDGED, LEAST_JUDGED, JUDGED_MACS = 64, 16, 3 * 10**11
+"""So many held-out samples judge the forms; fewer of a network that takes more multiply-accumulates for all of them."""
+
+KEPT_BYTES = 2**28
+"""No more samples than have outputs of this size."""
 
 
 @dataclass(frozen=True)
@@ -102,26 +105,48 @@ def _measured(
     tried: Sequence[tuple[str, Form]],
     progress: Progress,
 ) -> dict[str, dict[Form, float]]:
-    """The signal-to-noise ratio in dB of every (backend, form)."""
+    """The signal-to-noise ratio in dB of every (backend, form).
+
+    One graph is in memory at a time: a large transformer would otherwise stand there once for every form.
+    """
     from edgekit.graph.large import fingerprint
 
-    exact = open_session(proto)
-    graphs = {pair: _simulated(proto, spec, *pair) for pair in tried}
-    alike: dict[bytes, tuple[str, Form]] = {}
-    same = {pair: alike.setdefault(fingerprint(graph), pair) for pair, graph in graphs.items()}
-    sessions = {pair: _session(graphs[pair]) for pair in set(same.values())}
-    signal, noise = 0.0, dict.fromkeys(sessions, 0.0)
-    with progress.task("comparing forms of int8", JUDGED) as task:
-        for batch in _first(held_out, JUDGED):
-            wanted = [output.astype(np.float64) for output in exact(batch)]
-            signal += sum(float(np.square(output).sum()) for output in wanted)
-            for pair, session in sessions.items():
-                noise[pair] += sum(float(np.square(a - b).sum()) for a, b in zip(session(batch), wanted, strict=True))
-            task.advance(len(batch[0]))
+    wanted = _exact(proto, held_out)
+    signal = sum(float(np.square(output, dtype=np.float64).sum()) for outputs in wanted for output in outputs)
+    noise: dict[bytes, float] = {}
     found: dict[str, dict[Form, float]] = {}
-    for pair in tried:
-        found.setdefault(pair[0], {})[pair[1]] = snr_db(signal, noise[same[pair]])
+    with progress.task("comparing forms of int8", len(tried)) as task:
+        for backend, form in tried:
+            graph = _simulated(proto, spec, backend, form)
+            key = fingerprint(graph)
+            if key not in noise:
+                noise[key] = _noise(graph, held_out, wanted)
+            found.setdefault(backend, {})[form] = snr_db(signal, noise[key])
+            task.advance()
     return found
+
+
+def _exact(proto: onnx.ModelProto, held_out: Batches) -> list[list[Any]]:
+    """What the float graph gives for the samples that judge, batch by batch."""
+    from edgekit.graph.cost import cost
+
+    samples = int(np.clip(JUDGED_MACS // max(cost(proto).macs or 1, 1), LEAST_JUDGED, JUDGED))
+    session, found, held = open_session(proto), [], 0
+    for batch in _first(held_out, samples):
+        found.append(session(batch))
+        held += sum(output.nbytes for output in found[-1])
+        if held > KEPT_BYTES:
+            break
+    return found
+
+
+def _noise(graph: onnx.ModelProto, held_out: Batches, wanted: Sequence[Sequence[Any]]) -> float:
+    """The energy of the differences from `wanted`."""
+    session, total = _session(graph), 0.0
+    for batch, outputs in zip(held_out(), wanted, strict=False):  # the samples go on
+        for seen, exact in zip(session(batch), outputs, strict=True):
+            total += float(np.square(np.subtract(seen, exact, dtype=np.float64)).sum())
+    return total
 
 
 def _session(graph: onnx.ModelProto) -> Callable[[Sequence[Any]], list[Any]]:
