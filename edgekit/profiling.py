@@ -164,7 +164,7 @@ def _at_once(work: Callable[[str], list[Profiled]], names: Sequence[str], stop: 
         while len(done) < len(names) and time.monotonic() < deadline:
             with suppress(Empty):
                 ended.get(timeout=0.2)
-        for note in (n for failed in done.values() for n in getattr(failed, "__notes__", ())):
+        for note in (n for failed in list(done.values()) for n in getattr(failed, "__notes__", ())):
             error.add_note(note)
         raise
     if failed := next((one for one in done.values() if isinstance(one, BaseException)), None):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,9 @@ def _data(model: OnnxModel, inputs: Path | None) -> DataSet:
     size = max((spec.shape[0] for spec in model.inputs if spec.shape and isinstance(spec.shape[0], int)), default=1)
     count = size * -(-CANDIDATES // size)
     names = [spec.name for spec in model.inputs]
+    scalars = ", ".join(repr(spec.name) for spec in model.inputs if not spec.shape)
+    if scalars:
+        raise UsageError(f"{model.name}: input {scalars} is a scalar: it has no first axis for the samples.")
     arrays = _read(inputs, names) if inputs else dict(zip(names, drawn(model.inputs, count), strict=True))
     least = min((len(array) for array in arrays.values() if array.ndim), default=0)
     if not least:
@@ -121,9 +126,11 @@ def _data(model: OnnxModel, inputs: Path | None) -> DataSet:
 
 def _read(path: Path, names: Sequence[str]) -> Mapping[str, Any]:
     try:
-        found = np.load(path, allow_pickle=False)
-        arrays = {name: found[name] for name in found.files} if isinstance(found, np.lib.npyio.NpzFile) else found
-    except (OSError, ValueError) as error:
+        arrays = np.load(path, allow_pickle=False)
+        if isinstance(arrays, np.lib.npyio.NpzFile):
+            with arrays as archive:
+                arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"{path}: no .npy or .npz file that can be read ({error}).") from error
     if isinstance(arrays, np.ndarray) and len(names) == 1:
         return {names[0]: arrays}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +82,12 @@ def bundle(folder: Path, name: str = "small.edge", *, batch: int | str = "batch"
         else np.concatenate([expected(file, golden[i : i + 2]) for i in range(0, 8, 2)])
     )
     return write_bundle(folder / name, manifest(**changes), {"model.onnx": file}, [golden], [outputs])
+
+
+def damaged(bundle: Bundle) -> bytes:
+    """What is in the file, but for one bit of its model: the agent's own code is whole, and starts."""
+    content = bytearray(bundle.path.read_bytes())
+    with zipfile.ZipFile(bundle.path) as archive:
+        member = archive.read(next(name for name in archive.namelist() if name.endswith(".onnx")))
+    content[content.index(member) + len(member) // 2] ^= 1
+    return bytes(content)

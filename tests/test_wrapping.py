@@ -69,7 +69,11 @@ def test_files_and_names_that_serve_nothing(tmp_path: Path) -> None:
     file, target = small.model(tmp_path / "m.onnx"), load_target("x86-64")
     (tmp_path / "no.npy").write_text("nothing")
     np.savez(tmp_path / "other.npz", picture=small.samples(2))
+    (tmp_path / "empty.npy").write_bytes(b"")
+    (tmp_path / "half.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:-40])
     for changes, told in (
+        ({"inputs": tmp_path / "empty.npy"}, "can be read"),
+        ({"inputs": tmp_path / "half.npz"}, "can be read"),
         ({"inputs": tmp_path / "no.npy"}, r"no \.npy or \.npz file that can be read"),
         ({"inputs": tmp_path / "absent.npy"}, "can be read"),
         ({"inputs": tmp_path / "other.npz"}, "holds picture; the model takes image"),

@@ -53,11 +53,18 @@ class Calls:
     def _beside(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         found: list[T] = []
         failed: list[BaseException] = []
+        mine: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
         ended = threading.Event()  # Ctrl-C in Thread.join() would take a thread that runs for one that ended
+
+        async def noted() -> T:
+            task = asyncio.current_task()
+            assert task is not None
+            mine.append((asyncio.get_running_loop(), task))
+            return await work()
 
         def run() -> None:
             try:
-                found.append(_run(work))
+                found.append(_run(noted))
             except BaseException as error:
                 failed.append(error)
             ended.set()
@@ -66,7 +73,9 @@ class Calls:
         try:
             ended.wait()
         except KeyboardInterrupt:
-            self.interrupt()
+            for loop, task in mine:
+                with suppress(RuntimeError):  # it ended by itself meanwhile
+                    loop.call_soon_threadsafe(task.cancel)
             ended.wait()
             raise
         if failed:

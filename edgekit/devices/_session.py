@@ -18,7 +18,7 @@ from edgekit.devices._board import CHUNK
 from edgekit.devices._line import Line, LineLostError, garbage
 from edgekit.devices._pending import Ticket
 from edgekit.devices.inventory import Entry
-from edgekit.errors import DeviceError, IntegrityError
+from edgekit.errors import DeviceError, EdgekitError, IntegrityError
 
 log = logging.getLogger(__name__)
 
@@ -256,7 +256,10 @@ class Session:
             return
         try:
             await asyncio.wait_for(self.call("kill", id=ticket.id), 20)
-        finally:
+        except (TimeoutError, EdgekitError, LineLostError):  # it cannot be reached: the job goes on there
+            self.kill = False
+            ticket.leave()
+        else:
             ticket.done()
 
     async def text(self, ticket: Ticket, done: Mapping[str, Any], name: str, most: int) -> str:

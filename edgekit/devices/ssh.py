@@ -340,16 +340,22 @@ class Ssh:
         return DeviceError(f"{self.name}: the board's result is not one of edgekit's agent. Nothing of it was used.")
 
     def _do(self, work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
+        killed = self._options["kill_on_interrupt"]
+
         async def whole() -> T:
+            nonlocal killed
             async with Session(self.name, self.entry, **self._options) as session:
-                return await work(session)
+                try:
+                    return await work(session)
+                finally:
+                    killed = session.kill
 
         try:
             return self._calls.run(whole)
         except KeyboardInterrupt as error:
             error.add_note(
                 f"What ran on {self.name} was ended."
-                if self._options["kill_on_interrupt"]
+                if killed
                 else f"A job that runs on {self.name} goes on; asking for the same again takes up its result."
             )
             raise

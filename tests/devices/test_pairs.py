@@ -105,9 +105,7 @@ def test_only_processors_that_this_process_may_use(tmp_path: Path, monkeypatch: 
 
 def test_a_damaged_other_bundle_ends_with_its_code(tmp_path: Path) -> None:
     a = small.bundle(tmp_path / "a")
-    content = bytearray(a.path.read_bytes())
-    content[len(content) // 2] ^= 1
-    (tmp_path / "damaged.edge").write_bytes(content)
+    (tmp_path / "damaged.edge").write_bytes(small.damaged(a))
     done = pairs(a.path, tmp_path / "damaged.edge")
     assert done.returncode == 8 and done.stdout == "" and "do not match its digest" in done.stderr
 
