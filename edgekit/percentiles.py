@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from edgekit.agent.stats import at_most
+Floats = npt.NDArray[np.float64]
 
 
 def interval(
-    samples: Sequence[float], percent: float, confidence: float = 0.95, draws: int = 1000, seed: int = 0
+    samples: Sequence[float] | Floats, percent: float, confidence: float = 0.95, draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
     """A two-sided interval for a percentile that needs no assumption about the distribution.
 
@@ -21,23 +21,44 @@ def interval(
     other are alike, and independence would promise too much). The same samples give the same interval.
     """
     values = np.asarray(samples, np.float64)
-    ordered, n, p = np.sort(values), len(values), percent / 100
-    ranks = np.array([_rank(n, p, (1 - confidence) / 2), _rank(n, p, (1 + confidence) / 2)])
+    ordered, n, levels = np.sort(values), len(values), ((1 - confidence) / 2, (1 + confidence) / 2)
+    ranks = np.searchsorted(binomial(n, percent / 100), levels)
     low, high = ordered[np.clip([ranks[0] - 1, ranks[1]], 0, n - 1)]
+    least, most = _bootstrapped(values, ordered, max(1, math.ceil(n * percent / 100)), levels, draws, seed)
+    return float(min(low, least)), float(max(high, most))
+
+
+def binomial(n: int, p: float) -> Floats:
+    """P[Binomial(n, p) <= k] for k from 0 to n; `0 < p < 1`."""
+    k = np.arange(1, n + 1)
+    ratios = np.log(n - k + 1) - np.log(k) + math.log(p) - math.log1p(-p)  # of one probability to the one before
+    logs = n * math.log1p(-p) + np.concatenate([[0.0], np.cumsum(ratios)])
+    return np.cumsum(np.exp(logs))
+
+
+def _bootstrapped(
+    values: Floats, ordered: Floats, rank: int, levels: Sequence[float], draws: int, seed: int
+) -> list[float]:
+    """The quantiles at `levels` of the `rank`th smallest value over resamples of whole blocks.
+
+    No resample is put together: a share of them at least is at most `t` there where as many hold `rank` values or
+    more that are at most `t`, and those are counted block by block from one running sum.
+    """
+    n = len(values)
     block = max(1, round(math.sqrt(n)))
     starts = np.random.default_rng(seed).integers(0, n, (draws, math.ceil(n / block)))
-    drawn = values[(starts[:, :, None] + np.arange(block)).reshape(draws, -1)[:, :n] % n]
-    index = max(0, math.ceil(n * p) - 1)
-    spread: Any = np.quantile(
-        np.partition(drawn, index, axis=1)[:, index], [(1 - confidence) / 2, (1 + confidence) / 2]
-    )
-    return float(min(low, spread[0])), float(max(high, spread[1]))
+    ends = starts + block
+    ends[:, -1] -= starts.shape[1] * block - n  # so that every resample has n values
 
+    def share(t: float) -> float:
+        running = np.concatenate([[0], np.cumsum(np.resize(values <= t, n + block))])
+        return float(np.mean((running[ends] - running[starts]).sum(axis=1) >= rank))
 
-def _rank(n: int, p: float, level: float) -> int:
-    """The smallest k with P[Binomial(n, p) <= k] >= level."""
-    low, high = -1, n
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if at_most(middle, n, p) >= level else (middle, high)
-    return high
+    found = []
+    for level in levels:
+        low, high = -1, n - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if share(ordered[middle]) >= level else (middle, high)
+        found.append(float(ordered[high]))
+    return found

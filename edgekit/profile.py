@@ -17,7 +17,7 @@ from edgekit.bundle import Bundle
 from edgekit.compare import LOOKS, Comparison, at_percentile, compare
 from edgekit.context import Progress
 from edgekit.devices import Device
-from edgekit.percentiles import interval
+from edgekit.percentiles import Floats, interval
 from edgekit.report.predictions import write_predictions, write_samples
 from edgekit.report.report import Bounds, DeviceInfo, Latency, Paired, Result
 from edgekit.validity import judge_pairs, judge_state
@@ -32,11 +32,12 @@ COMPARED = (50, 90)
 
 def latency(samples: Sequence[float], samples_file: str | None = None) -> Latency:
     """Percentiles of raw latencies with their intervals; those that need more samples are left out."""
-    found = {f"p{p}": _percentile(samples, p) if len(samples) >= stats.least_samples(p) else None for p in PERCENTILES}
+    values = np.asarray(samples, np.float64)
+    found = {f"p{p}": _percentile(values, p) if len(samples) >= stats.least_samples(p) else None for p in PERCENTILES}
     return Latency(n=len(samples), samples_file=samples_file, **found)
 
 
-def _percentile(samples: Sequence[float], percent: int) -> Bounds:
+def _percentile(samples: Floats, percent: int) -> Bounds:
     low, high = interval(samples, percent)
     return Bounds(value=stats.percentile(samples, percent), low=low, high=high)
 

@@ -18,7 +18,14 @@ from edgekit.building import Outcome
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.context import Progress, Silent
 from edgekit.devices import Device, Devices, is_emulated
-from edgekit.errors import EdgekitError, ExitCode, MeasurementInvalidError, UsageError
+from edgekit.errors import (
+    DeviceError,
+    EdgekitError,
+    ExitCode,
+    MeasurementInvalidError,
+    MissingDependencyError,
+    UsageError,
+)
 from edgekit.extras import DISTRIBUTION
 from edgekit.profile import doubts, energy_fields, latency
 from edgekit.report.profiled import LayerTime, Profiled, Profiles
@@ -116,7 +123,11 @@ class _Wrapper:
             if path in opened:
                 found.append((opened[path], ""))
                 continue
-            target = load_target(self.target) if self.target else target_of(device)
+            try:
+                target = load_target(self.target) if self.target else target_of(device)
+            except (DeviceError, MissingDependencyError) as error:  # it was asked what it is; the other devices go on
+                found.append((_unknown(path, name, error), ""))
+                continue
             for outcome in self._wrapped(path, target):
                 if outcome.bundle is None:
                     found.append((_failed(outcome, path, name), ""))
@@ -138,6 +149,14 @@ def _failed(outcome: Outcome, path: Path, device: str) -> Profiled:
     return Profiled(
         **facts, model=path.stem, bundle=path.name, sha256="", size_bytes=0, device_name=device, threads=0,
         error=outcome.result.reason, exit_code=outcome.code,
+    )  # fmt: skip
+
+
+def _unknown(path: Path, device: str, error: EdgekitError) -> Profiled:
+    """What is told of a plain model on a device that does not say what it is."""
+    return Profiled(
+        model=path.stem, target="", backend="", role="float", precision="fp32", bundle=path.name, sha256="",
+        size_bytes=0, device_name=device, threads=0, error=str(error), exit_code=int(error.exit_code),
     )  # fmt: skip
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from edgekit.percentiles import interval
+from edgekit.percentiles import binomial, interval
 
 
 def test_interval_is_the_same_for_the_same_samples() -> None:
@@ -31,3 +34,33 @@ def test_interval_covers_the_true_percentile(kind: str, percent: float, quantile
         low, high = interval(samples, percent, draws=300)
         covered += low <= np.exp(quantile) <= high
     assert covered >= (188 if kind == "independent" else 178)
+
+
+@pytest.mark.parametrize(("n", "p"), [(1, 0.5), (7, 0.9), (400, 0.99)])
+def test_the_binomial_distribution_is_exact(n: int, p: float) -> None:
+    exact = np.cumsum([math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)])
+    assert binomial(n, p) == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize("percent", [50, 90, 99])
+@pytest.mark.parametrize("n", [5, 130, 1001])
+def test_the_bootstrap_is_that_of_resamples_put_together(n: int, percent: int) -> None:
+    samples = correlated(np.random.default_rng(n), n)
+    block, rank = max(1, round(math.sqrt(n))), max(1, math.ceil(n * percent / 100))
+    starts = np.random.default_rng(0).integers(0, n, (500, math.ceil(n / block)))
+    drawn = samples[(starts[:, :, None] + np.arange(block)).reshape(500, -1)[:, :n] % n]
+    wanted = np.quantile(np.sort(drawn)[:, rank - 1], [0.025, 0.975], method="inverted_cdf")
+    low, high = interval(samples, percent, draws=500)
+    ranks = np.searchsorted(binomial(n, percent / 100), [0.025, 0.975])
+    exact = np.sort(samples)[np.clip([ranks[0] - 1, ranks[1]], 0, n - 1)]
+    assert (low, high) == (min(exact[0], wanted[0]), max(exact[1], wanted[1]))
+
+
+def test_a_third_of_a_million_samples_take_little_memory() -> None:
+    """A model of a few microseconds gives so many within seconds; their resamples would fill gigabytes."""
+    samples = np.random.default_rng(0).lognormal(size=350_000)
+    tracemalloc.start()
+    low, high = interval(samples, 99)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert low < np.quantile(samples, 0.99) < high and peak < 100e6

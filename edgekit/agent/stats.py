@@ -83,7 +83,7 @@ def at_most(k: int, n: int, p: float) -> float:
     return math.fsum(math.exp(value) for value in logs)
 
 
-def percentile(samples: Sequence[float], percent: float) -> float:
+def percentile(samples: Sequence[float] | np.ndarray[Any, Any], percent: float) -> float:
     """The nearest-rank percentile: a value that was really measured."""
     ordered = np.sort(np.asarray(samples, np.float64))
     return float(ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)])

@@ -193,6 +193,7 @@ class Store:
         path = self.path("blobs", request["sha256"])
         with self.alone():
             if os.path.exists(path):  # another client sent it meanwhile
+                remove(path + ".part")
                 return {"complete": True}
             with open(path + ".part", "ab") as file:  # an empty file has no chunk
                 file.truncate(request["size"])

@@ -129,6 +129,7 @@ def fetch_tool(name: str, package: str, tools: Path, tell: Tell) -> str:
             said = said or run(["dpkg-deb", "-x", archive.name, "."], fresh)
             archive.unlink()
         if said or not (fresh / "usr/bin" / name).exists():
+            said = said or f"there is no such program in {package}"
             raise MissingDependencyError(f"{name} is not installed, and apt-get fetches none: {said}. {remedy}")
     return str(tools / package / "usr/bin" / name)
 

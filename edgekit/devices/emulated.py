@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -20,16 +20,13 @@ from edgekit.agent import state
 from edgekit.agent.unpack import cache_folder
 from edgekit.bundle import Bundle
 from edgekit.context import Progress, Silent
-from edgekit.devices import Bench, Pairs, Run, refuse_times
+from edgekit.devices import Bench, Pairs, refuse_times
 from edgekit.devices import _emulator as emulator
 from edgekit.devices._emulator import Cache, Processor
 from edgekit.devices.local import Local
 from edgekit.errors import MissingDependencyError
 
 log = logging.getLogger(__name__)
-
-RUN_BATCH = 16
-"""Samples in one call: smaller than elsewhere, since an emulated one is slow and progress is told by the batch."""
 
 UNWANTED = ("LD_", "QEMU_")
 """What in the environment would reach into the emulated program."""
@@ -39,6 +36,7 @@ class Emulated(Local):
     """A processor by qemu. Subclasses say which; `bench`, `pairs` and `layers` are refused."""
 
     emulated: ClassVar[bool] = True
+    run_batch: ClassVar[int] = 16  # an emulated one is slow, and progress is told by the batch
     processor: ClassVar[Processor]
     description: ClassVar[str]
 
@@ -70,9 +68,12 @@ class Emulated(Local):
                 emulator.make_root(self.root, self.processor, self.tools, self.progress.say)
 
     def clean(self) -> int:
-        """Remove all that `setup` made and the runtimes beside it: the bytes that were freed."""
+        """Remove what `setup` made and the runtimes; with the last device the programs too. Bytes that were freed."""
         freed = _size(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self.tools.exists() and [*self.tools.parent.iterdir()] == [self.tools]:
+            freed += _size(self.tools)
+            shutil.rmtree(self.tools, ignore_errors=True)
         return freed
 
     def describe(self) -> Mapping[str, Any]:
@@ -90,23 +91,6 @@ class Emulated(Local):
         }
         text = json.dumps([self.name, facts], sort_keys=True).encode()
         return {"name": self.name, "fingerprint": hashlib.sha256(text).hexdigest()[:16], **facts}
-
-    def run(
-        self,
-        bundle: Bundle,
-        inputs: Path,
-        outputs: Path,
-        *,
-        on_done: Callable[[int], None] | None = None,
-        threads: int | None = None,
-        batch: int = RUN_BATCH,
-    ) -> Run:
-        """All samples of `inputs` through the bundle, to the .npz `outputs`.
-
-        Raises:
-            MissingDependencyError: it is not set up, or there is no such runtime for it.
-        """
-        return super().run(bundle, inputs, outputs, on_done=on_done, threads=threads, batch=batch)
 
     def bench(self, bundle: Bundle, **_: Any) -> Bench:
         """Refused: MeasurementInvalidError."""

@@ -46,6 +46,8 @@ class Local:
     """The machine that edgekit runs on."""
 
     name: ClassVar[str] = "local"
+    run_batch: ClassVar[int] = RUN_BATCH
+    """Samples in one call of `run`, after each of which progress is told."""
 
     def __init__(self, python: Path | None = None) -> None:
         """`python` runs the bundles; by default the one that runs edgekit."""
@@ -71,10 +73,11 @@ class Local:
         *,
         on_done: Callable[[int], None] | None = None,
         threads: int | None = None,
-        batch: int = RUN_BATCH,
+        batch: int | None = None,
     ) -> Run:
         """All samples of `inputs` through the bundle, to the .npz `outputs`."""
         threads = threads or state.machine()["cores"]
+        batch = batch or self.run_batch
         options = ["run", f"--inputs={inputs}", f"--outputs={outputs}", f"--threads={threads}", f"--batch={batch}"]
         return Run(outputs, self._finish(self._start(bundle, [*options, "--progress"]), on_done=on_done))
 
@@ -108,13 +111,13 @@ class Local:
         return interleaved(self._finish(process)["rounds"])
 
     def _start(self, bundle: Bundle, options: Sequence[str]) -> _Process:
-        if self._interrupted:
-            raise KeyboardInterrupt
         command, environment = self._launch(bundle)
         return self._started([*command, str(bundle.path), *options], environment, bundle.path)
 
     def _started(self, command: Sequence[str], environment: Mapping[str, str], path: Path) -> _Process:
         """A process that runs the bundle at `path`."""
+        if self._interrupted:
+            raise KeyboardInterrupt
         try:
             popen = subprocess.Popen(
                 command,
@@ -128,6 +131,8 @@ class Local:
             raise DeviceError(f"cannot start {command[0]}: {error}") from error
         process = _Process(popen, path)
         self._running.add(process)
+        if self._interrupted:  # meanwhile: whoever interrupted did not see this process
+            self._end(process)
         return process
 
     def _launch(self, bundle: Bundle) -> tuple[list[str], dict[str, str]]:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import math
 import re
 import statistics
 import tempfile
 import threading
-import zipfile
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from edgekit.bundle import Bundle, open_bundle
-from edgekit.devices import Bench, Pairs, Run, _pairs, refuse_times
+from edgekit.devices import Bench, Pairs, Run, _answers, _pairs, refuse_times
 from edgekit.devices import _wheels as wheels
 from edgekit.devices._calls import Calls
 from edgekit.devices._pending import Ticket
@@ -31,8 +29,6 @@ from edgekit.errors import DeviceError, IntegrityError, MissingDependencyError
 T = TypeVar("T")
 PAIRS = Path(_pairs.__file__)
 LARGEST_JSON = 64 << 20
-LARGEST_OUTPUTS = 1 << 30
-"""Where the manifest leaves the size of the outputs open."""
 LONGEST_MESSAGE = 16 << 10
 INSTALL_S = 900.0
 LOADING_S = 60.0
@@ -142,8 +138,8 @@ class Ssh:
         try:
             found = gather(ask, _common(threads, affinity), **rule)
         except (KeyError, TypeError, ValueError, statistics.StatisticsError) as error:
-            raise self._nonsense() from error
-        return Bench(self._samples(list(found.samples_s)), found.info)
+            raise _answers.nonsense(self.name) from error
+        return Bench(_answers.latencies(self.name, list(found.samples_s)), found.info)
 
     def layers(self, bundle: Bundle, *, threads: int = 1, inputs: Path | None = None) -> Mapping[str, Any]:
         """Time layer by layer, where the runtime tells it: the agent's JSON, `layers` among it (None: see `reason`)."""
@@ -161,16 +157,7 @@ class Ssh:
         told = self._agent(
             [a, b], [str(rounds), str(_pairs.TIMED_S)], inputs, expected_s=expected, bench=_common(threads)
         )
-        taken = told.get("rounds")
-        if not isinstance(taken, list) or len(taken) != rounds or not all(map(self._are_turns, taken)):
-            raise self._nonsense()
-        return interleaved(taken)
-
-    def _are_turns(self, told: Any) -> bool:
-        """Whether a round holds turns of four blocks of latencies."""
-        turns = told.get("samples_s") if isinstance(told, dict) else None
-        blocks = turns if isinstance(turns, list) else []
-        return bool(blocks) and all(isinstance(t, list) and len(t) == 4 and all(map(self._samples, t)) for t in blocks)
+        return interleaved(_answers.turns(self.name, told.get("rounds"), rounds))
 
     def clean(self, *, force: bool = False) -> int:
         """Remove all that edgekit keeps on the board: bytes that were freed.
@@ -232,10 +219,11 @@ class Ssh:
                     told = await session.text(ticket, done, "stderr", LONGEST_MESSAGE)
                     await session.forget(ticket)
                     raise self._failure(done, told, bundles[0].path.name)
-                info = self._last_line(await session.text(ticket, done, "stdout", LARGEST_JSON))
+                info = _answers.last_line(self.name, await session.text(ticket, done, "stdout", LARGEST_JSON))
                 if outputs:
-                    await session.fetch(ticket, done, "outputs.npz", outputs, _most(bundles[0], info))
-                    self._check_outputs(outputs, bundles[0])
+                    most = _answers.most_bytes(bundles[0], info)
+                    await session.fetch(ticket, done, "outputs.npz", outputs, most)
+                    _answers.check_outputs(self.name, outputs, bundles[0])
                 await session.forget(ticket)
                 return info
 
@@ -308,37 +296,6 @@ class Ssh:
         kind = ERRORS.get(code, MissingDependencyError if code == 127 else DeviceError)
         return kind(f"{self.name}: {what}: {said or f'ended with code {code} and no message'}{more}")
 
-    def _last_line(self, text: str) -> dict[str, Any]:
-        lines = text.splitlines()
-        try:
-            found = json.loads(lines[-1]) if lines else None
-        except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
-            raise self._nonsense()
-        return found
-
-    def _samples(self, values: Any) -> tuple[float, ...]:
-        """Latencies in seconds, as far as they can be."""
-        if not isinstance(values, list) or not values:
-            raise self._nonsense()
-        if any(type(v) not in (int, float) or not math.isfinite(v) or not 0 < v < 1e5 for v in values):
-            raise self._nonsense()
-        return tuple(map(float, values))
-
-    def _check_outputs(self, path: Path, bundle: Bundle) -> None:
-        """An archive that is none, or grows when it is read, is removed."""
-        wanted = sorted(f"{entry.name}.npy" for entry in bundle.manifest.outputs)
-        members = []
-        with suppress(zipfile.BadZipFile, OSError, ValueError, NotImplementedError), zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-        if sorted(m.filename for m in members) != wanted or any(m.compress_size != m.file_size for m in members):
-            path.unlink(missing_ok=True)
-            raise self._nonsense()
-
-    def _nonsense(self) -> DeviceError:
-        return DeviceError(f"{self.name}: the board's result is not one of edgekit's agent. Nothing of it was used.")
-
     def _do(self, work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
         killed = self._options["kill_on_interrupt"]
 
@@ -387,19 +344,6 @@ def _plain(name: str) -> str:
     'it_s a _b_.edge'
     """
     return re.sub(r"[^\w .+=,@-]", "_", name)[-120:].lstrip(". -") or "bundle.edge"
-
-
-def _most(bundle: Bundle, info: Mapping[str, Any]) -> int:
-    """Bytes that the outputs can have, by the manifest; with some to spare for the archive around them."""
-    import numpy as np
-
-    count, total = info.get("samples"), 0
-    for entry in bundle.manifest.outputs:
-        inner = entry.shape[1:]
-        if not isinstance(count, int) or count < 0 or not all(isinstance(n, int) for n in inner):
-            return LARGEST_OUTPUTS
-        total += count * math.prod(int(n) for n in inner) * np.dtype(entry.dtype).itemsize + 4096
-    return total + (1 << 16)
 
 
 __all__: Sequence[str] = ("Ssh",)

@@ -6,7 +6,6 @@ strided sample of positions, of the same size for every calibration set: memory 
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,8 @@ from edgekit.quant.channels import Channels
 from edgekit.quant.histogram import Histogram
 from edgekit.quant.layers import Layer
 from edgekit.quant.moments import EACH, Crop, Moments, crop, single_threaded
-from edgekit.quant.session import open_session, stream
+from edgekit.quant.saturated import one_sample, saturated
+from edgekit.quant.session import stream
 from edgekit.quant.view import GraphView, clip_bounds, typed
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def observe(
     expected = max(total or len(first[0]), 1)
     share = COUNTED / expected
     each = EACH * max(1, round(ENOUGH / expected))  # few samples have to tell more each
-    full = saturated(proto, view, _one(proto, view, first)) if expected >= WORTH_IT else {}
+    full = saturated(proto, view, one_sample(proto, view, first)) if expected >= WORTH_IT else {}
     probes = _Probes(proto, view, names, layers, [array.shape for array in first], each, full)
     samples = 0
     counts: deque[int] = deque()
@@ -103,13 +103,6 @@ def observe(
             samples += count
             task.advance(count)
     return probes.result(samples)
-
-
-def _one(proto: onnx.ModelProto, view: GraphView, batch: Sequence[Array]) -> Sequence[Array]:
-    """The first sample of a batch, or the batch where the graph fixes its size."""
-    dims = [item.type.tensor_type.shape.dim for item in proto.graph.input if item.name in view.inputs]
-    fixed = any(not dim or dim[0].HasField("dim_value") for dim in dims)
-    return batch if fixed else [array[:1] for array in batch]
 
 
 def _filled(
@@ -137,28 +130,6 @@ def refuse(name: str, bad: bool) -> None:
             f"Calibration met NaN or infinity in tensor {name!r}. Check the calibration samples, their preprocessing, "
             "and the model's weights."
         )
-
-
-def saturated(proto: onnx.ModelProto, view: GraphView, batch: Sequence[Array]) -> dict[str, float]:
-    """Tensors between zero and an upper bound, such as ReLU6 makes, that reach the bound on this batch; the bound.
-
-    Nothing can lie beyond, so that the pass need not look for their extremes, which is a sixth of its time in a
-    network of such. None where ONNX Runtime is not installed.
-    """
-    import onnx
-
-    tops = {node.output[0]: bounds[1] for node in view.nodes if (bounds := clip_bounds(node, view)) and not bounds[0]}
-    wanted = {name: top for name, top in tops.items() if np.isfinite(top)}
-    if not wanted or importlib.util.find_spec("onnxruntime") is None:
-        return {}
-    copy = _copy(proto)
-    del copy.graph.output[:]
-    for name in wanted:
-        copy.graph.node.append(onnx.helper.make_node("ReduceMax", [name], [f"{name}/edgekit/most"], keepdims=0))
-        value = onnx.helper.make_tensor_value_info(f"{name}/edgekit/most", onnx.TensorProto.FLOAT, [])
-        copy.graph.output.append(value)
-    reached = open_session(copy, runtime="onnxruntime")(batch)
-    return {name: top for (name, top), most in zip(wanted.items(), reached, strict=True) if most == np.float32(top)}
 
 
 @dataclass

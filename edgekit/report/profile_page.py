@@ -50,7 +50,8 @@ def render(seen: Profiles) -> str:
 
 def _name(one: Profiled) -> str:
     emulated = " (emulated)" if one.emulated else ""
-    return f"{backend(one.backend)} {one.role} {one.precision} on {one.device_name}{emulated}"
+    what = f"{backend(one.backend)} {one.role} {one.precision}" if one.backend else one.bundle
+    return f"{what} on {one.device_name}{emulated}"
 
 
 def _overview(results: Sequence[Profiled]) -> Markup | None:

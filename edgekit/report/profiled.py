@@ -83,7 +83,9 @@ class Profiles(_Value):
 
 
 def title(seen: Profiled) -> str:
-    """Which bundle it is, in words."""
+    """Which bundle it is, in words; the file's name where none was made of it."""
+    if not seen.backend:
+        return seen.bundle
     return f"{seen.model}, {words.backend(seen.backend)} {seen.role} {seen.precision} for {seen.target}"
 
 
@@ -93,8 +95,8 @@ def text(seen: Profiles) -> str:
 
 
 def _lines(seen: Profiled) -> Iterator[str]:
-    threads = f"{seen.threads} thread{'s' if seen.threads > 1 else ''}"
-    yield f"{title(seen)}, on {seen.device_name}{' (emulated)' if seen.emulated else ''} with {threads}"
+    threads = f" with {seen.threads} thread{'s' if seen.threads > 1 else ''}" if seen.threads else ""
+    yield f"{title(seen)}, on {seen.device_name}{' (emulated)' if seen.emulated else ''}{threads}"
     if seen.error:
         yield f"  failed         {seen.error}"
         return

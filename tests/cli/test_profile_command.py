@@ -65,6 +65,20 @@ def test_a_plain_model_is_built_and_measured(tmp_path: Path) -> None:
     assert all(one.latency_s.p50.value > 0 and one.model == "m" for one in found)
 
 
+@pytest.mark.slow
+def test_a_board_that_cannot_be_asked_what_it_is_keeps_nothing_from_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEKIT_DEVICES", str(tmp_path / "devices.yaml"))
+    register("pi", Entry(host="127.0.0.1", port=1))  # nothing listens there
+    words = ("--device", "pi", "--device", "local", "--backend", "onnxruntime", "--no-layers", "--percentile", 50)
+    ended = profile(small.model(tmp_path / "m.onnx"), *words, "--json")
+    away, here = Profiles.model_validate_json(ended.stdout).results
+    assert ended.exit_code == away.exit_code == 5 and away.model == "m" and "cannot be reached" in away.error
+    assert here.latency_s.p50.value > 0 and not here.error
+    assert "m.onnx" in profile(tmp_path / "m.onnx", *words).stdout
+
+
 def test_an_emulated_board_is_never_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEKIT_DEVICES", str(tmp_path / "devices.yaml"))
     register("pi", Entry(host="127.0.0.1", emulated=True))

@@ -7,8 +7,9 @@ from quant_graphs import Builder, residual_net, run, samples, stream
 from edgekit.errors import UsageError
 from edgekit.quant.calibrate import calibrate, calibrated
 from edgekit.quant.layers import layers
-from edgekit.quant.observe import observe, saturated, stride_for
+from edgekit.quant.observe import observe, stride_for
 from edgekit.quant.plan import plan
+from edgekit.quant.saturated import saturated
 from edgekit.quant.view import GraphView
 
 
