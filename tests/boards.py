@@ -97,6 +97,13 @@ class Board:
         values = {"host": "127.0.0.1", "port": self.port, "user": self.account.pw_name, "python": sys.executable}
         return Entry.model_validate({**values, **changes})
 
+    def reached_from(self, ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Our home, cache and list of boards are a test's own, and no agent of ours offers keys."""
+        monkeypatch.setenv("HOME", str(self.host_home))
+        monkeypatch.setenv("EDGEKIT_CACHE", str(ours / "cache"))
+        monkeypatch.setenv("EDGEKIT_DEVICES", str(ours / "devices.yaml"))
+        monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+
     @property
     def kept(self) -> Path:
         """edgekit's folder on the board."""

@@ -25,10 +25,7 @@ def pi() -> Iterator[Board]:
 
 @pytest.fixture(autouse=True)
 def host(pi: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("HOME", str(pi.host_home))
-    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("EDGEKIT_DEVICES", str(tmp_path / "devices.yaml"))
-    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    pi.reached_from(tmp_path, monkeypatch)
     monkeypatch.setattr(_wheels, "PACKAGES", {})
     yield
     subprocess.run(["rm", "-rf", str(pi.home / ".cache")], check=True)

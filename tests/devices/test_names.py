@@ -45,10 +45,7 @@ def pi() -> Iterator[Board]:
 
 @pytest.fixture
 def host(pi: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HOME", str(pi.host_home))
-    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("EDGEKIT_DEVICES", str(tmp_path / "devices.yaml"))
-    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    pi.reached_from(tmp_path, monkeypatch)
     monkeypatch.setattr(_wheels, "PACKAGES", {})
     monkeypatch.chdir(tmp_path)
     return tmp_path

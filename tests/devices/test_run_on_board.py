@@ -35,10 +35,7 @@ def pi() -> Iterator[Board]:
 
 @pytest.fixture(autouse=True)
 def host(pi: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(pi.host_home))
-    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("EDGEKIT_DEVICES", str(tmp_path / "devices.yaml"))
-    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    pi.reached_from(tmp_path, monkeypatch)
     monkeypatch.setattr(_wheels, "PACKAGES", {})
     for name in ("pi", "second"):
         register(name, pi.entry(wait=True, folder=f"~/.cache/edgekit-{name if name != 'pi' else 'board'}"))

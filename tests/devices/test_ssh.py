@@ -39,9 +39,7 @@ def pi() -> Iterator[Board]:
 @pytest.fixture(autouse=True)
 def host(pi: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Our side: keys and known hosts of the test alone. The board runs bundles by the Python that runs the tests."""
-    monkeypatch.setenv("HOME", str(pi.host_home))
-    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    pi.reached_from(tmp_path, monkeypatch)
     monkeypatch.setattr(_wheels, "PACKAGES", {})
     known = pi.host_home / ".ssh" / "known_hosts"
     before = known.read_text()

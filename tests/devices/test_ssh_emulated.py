@@ -51,10 +51,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def host(pi: EmulatedBoard, ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(pi.host_home))
-    monkeypatch.setenv("EDGEKIT_CACHE", str(ours / "cache"))
-    monkeypatch.setenv("EDGEKIT_DEVICES", str(ours / "devices.yaml"))
-    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    pi.reached_from(ours, monkeypatch)
 
 
 @pytest.fixture(scope="module")
