@@ -7,13 +7,14 @@ Outputs are `[N, classes]` logits; a model that ends in a softmax gives probabil
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.confidence import calibration_error, calibration_interval, first_confidence, paired_calibration
 from edgekit.errors import UsageError
 from edgekit.report.predictions import Predictions
 from edgekit.report.report import IDENTICAL_DB, ClassMetrics, Interval, Metrics, finite
@@ -29,17 +30,28 @@ TOP_K = 5
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Outputs scored against labels: `top` `[N, k]` and `loss` `[N]` go to the predictions file."""
+    """Outputs scored against labels: `top` `[N, k]`, `loss` and `confidence` `[N]` go to the predictions file."""
 
     metrics: Metrics
     per_class: tuple[ClassMetrics, ...]
     top: npt.NDArray[np.int32]
     loss: npt.NDArray[np.float32] | None
+    confidence: npt.NDArray[np.float32]
 
-    def predictions(self, ids: Sequence[str], labels: Ints | None, *, data_sha256: str, split: str) -> Predictions:
+    def predictions(
+        self,
+        ids: Sequence[str],
+        labels: Ints | None,
+        *,
+        data_sha256: str,
+        split: str,
+        slices: Mapping[str, npt.NDArray[np.str_]] | None = None,
+    ) -> Predictions:
         """What the predictions file holds."""
         kept = None if labels is None else np.asarray(labels, np.int64)
-        return Predictions(tuple(ids), kept, self.top, self.loss, data_sha256, split)
+        return Predictions(
+            tuple(ids), kept, self.top, self.loss, data_sha256, split, self.confidence, dict(slices or {})
+        )
 
 
 @dataclass(frozen=True)
@@ -66,26 +78,29 @@ def evaluate(
         UsageError: the outputs are not `[N, classes]`, or a label is out of range.
     """
     scores = _scores(outputs)
-    top = top_k(scores, TOP_K)
+    top, sure = top_k(scores, TOP_K), first_confidence(scores, probabilities=probabilities)
     if labels is None:
-        return Evaluation(Metrics(), (), top, None)
+        return Evaluation(Metrics(), (), top, None, sure)
     labels = _checked_labels(labels, scores)
     loss = cross_entropy(scores, labels, probabilities=probabilities)
     counts = confusion(top[:, 0], labels, scores.shape[1])
     precision, recall, f1 = macro(counts)
     mean_loss = float(np.mean(loss, dtype=np.float64))
+    right = top[:, 0] == labels
     intervals = bootstrap_macro(counts, seed=seed)
+    intervals["calibration_error"] = calibration_interval(sure, right, seed=seed)
     if math.isfinite(mean_loss):
         intervals["loss"] = mean_interval(loss)
     metrics = Metrics(
-        accuracy=wilson(int(np.sum(top[:, 0] == labels)), len(labels)),
+        accuracy=wilson(int(right.sum()), len(labels)),
         precision=precision,
         recall=recall,
         f1=f1,
         loss=finite(mean_loss),
+        calibration_error=calibration_error(sure, right),
         intervals=intervals,
     )
-    return Evaluation(metrics, per_class(counts, classes), top, loss)
+    return Evaluation(metrics, per_class(counts, classes), top, loss, sure)
 
 
 def top_k(scores: Floats, k: int) -> npt.NDArray[np.int32]:
@@ -173,7 +188,7 @@ def mean_interval(values: Floats, confidence: float = CONFIDENCE) -> tuple[float
     mean = float(wide.mean())
     if len(wide) < 2:
         return mean, mean
-    half = _z(confidence) * float(wide.std(ddof=1)) / math.sqrt(len(wide))
+    half = z(confidence) * float(wide.std(ddof=1)) / math.sqrt(len(wide))
     return mean - half, mean + half
 
 
@@ -246,7 +261,9 @@ def paired_accuracy(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], confiden
 def paired_difference(
     metric: str, a: Predictions, b: Predictions, *, confidence: float = CONFIDENCE, seed: int = 0
 ) -> Difference:
-    """Metric of `a` minus metric of `b` on the same samples: `accuracy`, `loss`, `precision`, `recall` or `f1`.
+    """Metric of `a` minus metric of `b` on the same samples.
+
+    Metrics are `accuracy`, `loss`, `precision`, `recall`, `f1` and `calibration_error`.
 
     Raises:
         UsageError: they are not predictions of the same labelled samples.
@@ -260,6 +277,11 @@ def paired_difference(
             raise UsageError("A paired difference of the loss needs the loss of every sample.")
         gap = a.loss.astype(np.float64) - b.loss
         return Difference(float(gap.mean()), *mean_interval(gap, confidence), n=len(gap))
+    if metric == "calibration_error":
+        if a.confidence is None or b.confidence is None:
+            raise UsageError("A calibration error needs the confidence of every sample: run the recipe again.")
+        first, second = (a.confidence, a.correct()), (b.confidence, b.correct())
+        return Difference(*paired_calibration(first, second, confidence, seed=seed), n=len(a))
     return _bootstrap_difference(_MACRO[metric], a, b, confidence, seed)
 
 
@@ -326,12 +348,13 @@ def _macro(hits: Counts, labelled: Counts, predicted: Counts) -> npt.NDArray[np.
     return np.stack(averages, axis=1)
 
 
-def _z(confidence: float) -> float:
+def z(confidence: float) -> float:
+    """How many standard deviations a two-sided normal interval of that confidence reaches."""
     return NormalDist().inv_cdf(0.5 + confidence / 2)
 
 
 def _wilson_bounds(p: float, n: int, confidence: float) -> tuple[float, float]:
-    z2 = _z(confidence) ** 2
+    z2 = z(confidence) ** 2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
     low = 0.0 if p == 0 else max(0.0, centre - half)

@@ -14,8 +14,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edgekit"
 
 LAYERS = [
     {"errors", "extras", "registry", "units", "usercode", "yamlfile"},
-    {"bundle", "clauses", "context", "data", "datasource", "datasplits", "graph", "imagefolder", "metrics", "model",
-     "percentiles", "prune", "pt2", "quant", "report", "sources", "target", "train", "validity"},
+    {"bundle", "clauses", "confidence", "context", "data", "datasource", "datasplits", "graph", "imagefolder",
+     "metrics", "model", "percentiles", "prune", "pt2", "quant", "report", "robust", "slices", "sources", "target",
+     "train", "validity"},
     {"backends", "devices", "recipe", "stages", "testing"},
     {"advice", "assess", "building", "calibrating", "compare", "doctor", "emitting", "explain", "gate", "measuring",
      "pipeline", "profile", "profiling", "reporting", "ships", "workspace", "wrapping"},

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from edgekit import clauses, datasource, recipe
 from edgekit.registry import resolve
-from edgekit.report import report
+from edgekit.report import report, robust, values
 from edgekit.stages import STAGES
 
 RECIPE = {
@@ -39,8 +39,10 @@ REPORT = {
     "Target": report.TargetInfo,
     "Result": report.Result,
     "Device": report.DeviceInfo,
-    "Metrics": report.Metrics,
+    "Metrics": values.Metrics,
     "Class": report.ClassMetrics,
+    "Robustness": robust.Robustness,
+    "Condition": robust.Condition,
     "Latency": report.Latency,
     "Paired": report.Paired,
     "Judgement": report.Judgement,
@@ -104,10 +106,11 @@ def test_the_report_page_has_every_field(repo_root, heading):
 def test_no_model_of_the_report_is_left_out():
     nested = {
         value
-        for value in vars(report).values()
-        if isinstance(value, type) and issubclass(value, report._Value) and value.__module__ == report.__name__
+        for module in (report, robust, values)
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, values.Value) and value.__module__ == module.__name__
     }
-    assert nested - set(REPORT.values()) == {report._Value, report.Bounds, report.Interval, report.Observed}
+    assert nested - set(REPORT.values()) == {values.Value, values.Bounds, values.Interval, values.Observed}
 
 
 @pytest.mark.parametrize("page", ["recipe.md", "report.md"])

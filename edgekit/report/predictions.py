@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from edgekit.report.report import write_bytes
 
 _DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile)
 """What numpy raises for files that are not what they should be."""
+_SLICE = "slice."
+"""Before the name of a column, in the names of arrays."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Predictions:
     """`ids` `[N]`, `labels` `[N]` or None, `top` `[N, k]` classes best first (-1: output not finite), `loss` `[N]`.
 
     `data_sha256` and `split` say what was predicted: only predictions on the same samples can be paired.
+    `confidence` `[N]` is the probability of the first choice (None in files of earlier versions), `slices` column ->
+    text of each sample `[N]`.
     """
 
     ids: tuple[str, ...]
@@ -31,6 +36,8 @@ class Predictions:
     loss: npt.NDArray[np.float32] | None
     data_sha256: str
     split: str
+    confidence: npt.NDArray[np.float32] | None = None
+    slices: Mapping[str, npt.NDArray[np.str_]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,6 +66,9 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
         arrays["labels"] = predictions.labels.astype(np.int64)
     if predictions.loss is not None:
         arrays["loss"] = predictions.loss.astype(np.float32)
+    if predictions.confidence is not None:
+        arrays["confidence"] = predictions.confidence.astype(np.float32)
+    arrays |= {f"{_SLICE}{name}": np.asarray(values, np.str_) for name, values in predictions.slices.items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_bytes(path, buffer.getvalue())
@@ -79,6 +89,8 @@ def read_predictions(path: Path) -> Predictions:
                 loss=file.get("loss"),
                 data_sha256=str(file["data_sha256"]),
                 split=str(file["split"]),
+                confidence=file.get("confidence"),
+                slices={n.removeprefix(_SLICE): file[n] for n in file.files if n.startswith(_SLICE)},
             )
     except (*_DAMAGE, KeyError) as error:
         raise UsageError(f"{path}: not a predictions file ({error}). Run the recipe again.") from error

@@ -7,85 +7,32 @@ relative to the report's own folder. No number is ever NaN or infinite: what cou
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from edgekit.errors import UsageError
 from edgekit.model import Precision, Role
+from edgekit.report.robust import Robustness
+from edgekit.report.values import IDENTICAL_DB as IDENTICAL_DB
+from edgekit.report.values import Bounds as Bounds
+from edgekit.report.values import Decibels as Decibels
+from edgekit.report.values import Interval as Interval
+from edgekit.report.values import Metrics as Metrics
+from edgekit.report.values import Number as Number
+from edgekit.report.values import Numbers as Numbers
+from edgekit.report.values import Observed as Observed
+from edgekit.report.values import Value as _Value
+from edgekit.report.values import finite as finite
 
 SCHEMA_VERSION = 1
-IDENTICAL_DB = 300.0
-"""The signal-to-noise ratio written for outputs that are equal bit for bit (infinite, which JSON cannot hold)."""
 
 Status = Literal["measured", "built", "emitted", "failed"]
 Verdict = Literal["pass", "fail", "warn", "inconclusive", "invalid", "missing"]
-
-
-def finite(value: Any) -> Any:
-    """`value`, or None where it is a float that JSON cannot hold.
-
-    >>> finite(float("nan")) is None
-    True
-    """
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _finite_values(values: Any) -> Any:
-    return {k: v for k, v in values.items() if finite(v) is not None} if isinstance(values, Mapping) else values
-
-
-def _decibels(value: Any) -> Any:
-    return IDENTICAL_DB if value == math.inf else finite(value)
-
-
-Number = Annotated[float | None, BeforeValidator(finite)]
-Decibels = Annotated[float | None, BeforeValidator(_decibels)]
-Numbers = Annotated[dict[str, float], BeforeValidator(_finite_values)]
-
-
-class _Value(BaseModel):
-    # Values made by `model_copy` were not checked: whatever takes one in checks it, so that no infinity slips through.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, revalidate_instances="always")
-
-
-class Bounds(_Value):
-    """A value with its 95 % interval `[low, high]`."""
-
-    value: float
-    low: float
-    high: float
-
-
-class Interval(Bounds):
-    """A value with its 95 % interval, from `n` samples."""
-
-    n: int
-
-
-class Observed(Interval):
-    """What a clause was judged on, in `unit` ("s", "bytes", "" for shares and ratios, ...)."""
-
-    unit: str = ""
-
-
-class Metrics(_Value):
-    """The task's metrics on one split; precision, recall and F1 are macro averages.
-
-    `intervals` holds the 95 % intervals `(low, high)` of those that are plain numbers.
-    """
-
-    accuracy: Interval | None = None
-    precision: Number = None
-    recall: Number = None
-    f1: Number = None
-    loss: Number = None
-    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
 
 
 class ClassMetrics(_Value):
@@ -169,6 +116,7 @@ class Result(_Value):
     predictions_file: str | None = None
     metrics: Metrics | None = None
     per_class: tuple[ClassMetrics, ...] = ()
+    robustness: Robustness | None = None
     latency_s: Latency | None = None
     paired: tuple[Paired, ...] = ()
     load_s: Number = None

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,6 +129,20 @@ def test_predictions_round_trip(folder, tmp_path):
     np.testing.assert_array_equal(again.top, kept.top)
     np.testing.assert_array_equal(again.loss, kept.loss)
     np.testing.assert_array_equal(again.labels, kept.labels)
+
+
+def test_confidence_and_slices_round_trip_and_may_be_absent(folder, tmp_path):
+    kept = read_predictions(folder / "x86-64-openvino-float.npz")
+    write_predictions(replace(kept, confidence=None), tmp_path / "old.npz")
+    old = read_predictions(tmp_path / "old.npz")
+    assert old.confidence is None and old.slices == {}
+    slices = {"light": np.array(["day", "night"] * (N // 2)), "a/b.c": np.array([""] * N)}
+    write_predictions(
+        replace(old, confidence=np.linspace(0, 1, N, dtype=np.float32), slices=slices), tmp_path / "p.npz"
+    )
+    again = read_predictions(tmp_path / "p.npz")
+    np.testing.assert_array_equal(again.confidence, np.linspace(0, 1, N, dtype=np.float32))
+    assert {name: list(values) for name, values in again.slices.items()} == {k: list(v) for k, v in slices.items()}
 
 
 def test_unlabelled_predictions_round_trip(tmp_path):

@@ -1,0 +1,77 @@
+"""The plainest values of a report: numbers that JSON can hold, intervals, and the metrics of a task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+IDENTICAL_DB = 300.0
+"""The signal-to-noise ratio written for outputs that are equal bit for bit (infinite, which JSON cannot hold)."""
+
+
+def finite(value: Any) -> Any:
+    """`value`, or None where it is a float that JSON cannot hold.
+
+    >>> finite(float("nan")) is None
+    True
+    """
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _finite_values(values: Any) -> Any:
+    return {k: v for k, v in values.items() if finite(v) is not None} if isinstance(values, Mapping) else values
+
+
+def _decibels(value: Any) -> Any:
+    return IDENTICAL_DB if value == math.inf else finite(value)
+
+
+Number = Annotated[float | None, BeforeValidator(finite)]
+Decibels = Annotated[float | None, BeforeValidator(_decibels)]
+Numbers = Annotated[dict[str, float], BeforeValidator(_finite_values)]
+
+
+class Value(BaseModel):
+    """What every part of a report is: frozen, without unknown fields, without NaN or infinity."""
+
+    # Values made by `model_copy` were not checked: whatever takes one in checks it, so that no infinity slips through.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, revalidate_instances="always")
+
+
+class Bounds(Value):
+    """A value with its 95 % interval `[low, high]`."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Interval(Bounds):
+    """A value with its 95 % interval, from `n` samples."""
+
+    n: int
+
+
+class Observed(Interval):
+    """What a clause was judged on, in `unit` ("s", "bytes", "" for shares and ratios, ...)."""
+
+    unit: str = ""
+
+
+class Metrics(Value):
+    """The task's metrics on one split; precision, recall and F1 are macro averages.
+
+    `calibration_error` is the expected calibration error: see `edgekit.calibration`.
+    `intervals` holds the 95 % intervals `(low, high)` of those that are plain numbers.
+    """
+
+    accuracy: Interval | None = None
+    precision: Number = None
+    recall: Number = None
+    f1: Number = None
+    loss: Number = None
+    calibration_error: Number = None
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
