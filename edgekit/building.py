@@ -89,6 +89,7 @@ class Builder:
             update={
                 "status": built.status,
                 "bundle": self.space.relative(bundle.path),
+                "bundle_sha256": bundle.sha256,
                 "size_bytes": bundle.model_bytes,
                 "bundle_bytes": bundle.size_bytes,
                 "int8_nodes": placed.int8_nodes,

@@ -6,12 +6,14 @@ import errno
 import hashlib
 import io
 import os
+import shutil
+import struct
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -22,6 +24,7 @@ from edgekit.agent import seal
 from edgekit.agent.arrays import write_npz
 from edgekit.errors import DeviceError, IntegrityError, UsageError
 from edgekit.model import Precision, Role
+from edgekit.sealed import LARGEST_MANIFEST, check_arrays, check_members, check_name, misplaced, shortened
 
 AGENT = Path(__file__).parent / "agent"
 RUNNER_FILES: dict[str, tuple[str, ...]] = {
@@ -53,7 +56,7 @@ it that every such length still holds all of the code.
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TensorEntry(_Value):
@@ -148,7 +151,7 @@ def write_bundle(
     members["golden/outputs.npz"] = _npz([e.name for e in manifest.outputs], golden_outputs)
     members |= extra or {}
     for name in members:
-        _check_name(name, UsageError)
+        check_name(name, UsageError)
     full = manifest.model_copy(update={"members": {name: _sha256(members[name]) for name in sorted(members)}})
     members["manifest.json"] = full.model_dump_json(indent=1).encode()
     with _replacing(path) as file:
@@ -175,7 +178,7 @@ def open_bundle(path: Path) -> Bundle:
     if path.is_fifo():
         raise UsageError(f"cannot read the bundle {path}: it is a pipe. Copy it into a file first")
     try:
-        reason = seal.broken(str(path)) or _misplaced(path)
+        reason = seal.broken(str(path)) or misplaced(path)
     except OSError as error:
         raise UsageError(f"cannot read the bundle {path}: {error.strerror}") from error
     if reason:
@@ -183,7 +186,7 @@ def open_bundle(path: Path) -> Bundle:
     try:
         with zipfile.ZipFile(path) as bundle:
             return _verified(path, bundle)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, struct.error) as error:
         raise IntegrityError(f"{path}: not a bundle: {error}") from error
 
 
@@ -209,8 +212,8 @@ def extract_model(bundle: Bundle, folder: Path) -> list[Path]:
         for name in bundle.manifest.members:
             if name.startswith("model/"):
                 target = folder / name.removeprefix("model/")
-                with _replacing(target) as file:
-                    file.write(archive.read(name))
+                with _replacing(target) as file, archive.open(name) as member:
+                    shutil.copyfileobj(member, file, 1 << 20)
                 written.append(target)
     return written
 
@@ -247,13 +250,6 @@ def _npz(names: Sequence[str], arrays: Sequence[npt.NDArray[Any]]) -> bytes:
     buffer = io.BytesIO()
     write_npz(buffer, dict(zip(names, arrays, strict=True)))
     return buffer.getvalue()
-
-
-def _check_name(name: str, error: type[UsageError] | type[IntegrityError]) -> None:
-    path = PurePosixPath(name)
-    unsafe = path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or ":" in name
-    if unsafe or not name or str(path) != name:
-        raise error(f"unsafe member name in a bundle: {name!r}")
 
 
 def _sha256(content: bytes | Path) -> str:
@@ -324,45 +320,31 @@ def _seal(file: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _misplaced(path: Path) -> str:
-    """Why the zip does not begin and end where the file does, or "": what trails or leads would run unseen."""
-    with path.open("rb") as file:
-        start = file.read(4)
-        file.seek(-seal.LENGTH - 22, os.SEEK_END)
-        end = file.read(22)
-    if start != b"PK\3\4" or end[:4] != b"PK\5\6" or int.from_bytes(end[20:], "little") != seal.LENGTH:
-        return "the zip does not begin and end where the file does"
-    size, offset = int.from_bytes(end[12:16], "little"), int.from_bytes(end[16:20], "little")
-    if size + offset + 22 + seal.LENGTH != path.stat().st_size:
-        return "the zip's directory is not where its end record says"
-    return ""
-
-
 def _verified(path: Path, bundle: zipfile.ZipFile) -> Bundle:
     infos = bundle.infolist()
-    names = [info.filename for info in infos]
-    for info in infos:
-        _check_name(info.filename, IntegrityError)
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            raise IntegrityError(f"{path}: member {info.filename!r} is compressed or encrypted: not a bundle")
-    if len(set(names)) != len(names):
-        raise IntegrityError(f"{path}: a member name stands twice in the bundle")
-    if "manifest.json" not in names:
-        raise IntegrityError(f"{path}: it has no manifest.json: not a bundle")
-    manifest = _manifest(path, bundle.read("manifest.json"))
-    if set(manifest.members) != set(names) - {"manifest.json"}:
-        differing = sorted(set(manifest.members) ^ (set(names) - {"manifest.json"}))
-        raise IntegrityError(f"{path}: its members are not those of its manifest: {', '.join(differing)}")
+    with path.open("rb") as file:
+        check_members(path, file, infos, bundle.start_dir)
+    sizes = {info.filename: info.file_size for info in infos}
+    manifest = _manifest(path, bundle, sizes)
+    if set(manifest.members) != set(sizes) - {"manifest.json"}:
+        differing = sorted(set(manifest.members) ^ (set(sizes) - {"manifest.json"}))
+        raise IntegrityError(
+            f"{path}: its members are not those of its manifest: {', '.join(map(shortened, differing[:5]))}"
+        )
     for name in ("__main__.py", "golden/inputs.npz", "golden/outputs.npz", f"model/{manifest.entry}"):
-        if name not in names:
-            raise IntegrityError(f"{path}: it lacks {name!r}")
+        if name not in sizes:
+            raise IntegrityError(f"{path}: it lacks {shortened(name)}")
     for name, expected in manifest.members.items():
         with bundle.open(name) as member:
             if _digest(member) != expected:
-                raise IntegrityError(f"{path}: member {name!r} is not what the manifest says")
-    sizes = {i.filename.removeprefix("model/"): i.file_size for i in infos if i.filename.startswith("model/")}
+                raise IntegrityError(f"{path}: member {shortened(name)} is not what the manifest says")
+    for which, entries in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
+        with bundle.open(f"golden/{which}.npz") as member:
+            if reason := check_arrays(member, [entry.name for entry in entries]):
+                raise IntegrityError(f"{path}: golden/{which}.npz {reason}")
+    models = {name.removeprefix("model/"): size for name, size in sizes.items() if name.startswith("model/")}
     digest = bundle.comment[-64:].decode()
-    return Bundle(path=path, manifest=manifest, sha256=digest, model_bytes=_model_bytes(manifest, sizes))
+    return Bundle(path=path, manifest=manifest, sha256=digest, model_bytes=_model_bytes(manifest, models))
 
 
 def _model_bytes(manifest: Manifest, sizes: Mapping[str, int]) -> int:
@@ -370,10 +352,33 @@ def _model_bytes(manifest: Manifest, sizes: Mapping[str, int]) -> int:
     return sum(size for name, size in sizes.items() if name != manifest.runner.get("module"))
 
 
-def _manifest(path: Path, content: bytes) -> Manifest:
+def _manifest(path: Path, bundle: zipfile.ZipFile, sizes: Mapping[str, int]) -> Manifest:
+    size = sizes.get("manifest.json")
+    if size is None:
+        raise IntegrityError(f"{path}: it has no manifest.json: not a bundle")
+    if size > LARGEST_MANIFEST:
+        raise IntegrityError(f"{path}: its manifest.json has {size} bytes: not a bundle")
     try:
-        return Manifest.model_validate_json(content)
+        return Manifest.model_validate_json(bundle.read("manifest.json"))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise IntegrityError(f"{path}: manifest.json: {where}: {first['msg']} (got {first['input']!r})") from error
+        first = error.errors(include_url=False)[0]
+        where = shortened(".".join(map(str, first["loc"])))[1:-1]
+        raise IntegrityError(
+            f"{path}: manifest.json: {where}: {first['msg']} (got {shortened(str(first['input']))})"
+        ) from error
+
+
+def unlike(bundle: Bundle, measured: str | None) -> str:
+    """Why a bundle is not the one that was measured, or "".
+
+    Args:
+        bundle: an opened one.
+        measured: `bundle_sha256` of the report's result; None where the report is from before that field.
+    """
+    if measured is None:
+        return "the report does not say which bundle it measured (it has no bundle_sha256). Run the recipe again"
+    if measured != bundle.sha256:
+        return (
+            f"it is not the bundle that was measured: its sha256 is {bundle.sha256}, the report's {shortened(measured)}"
+        )
+    return ""

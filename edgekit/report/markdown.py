@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgekit.plain import markdown
 from edgekit.report import words
 from edgekit.report.quantities import NOTHING, show
 from edgekit.report.report import Report, Result
@@ -9,16 +10,16 @@ from edgekit.report.report import Report, Result
 
 def render(report: Report) -> str:
     """Outcome, a table of what ships, what did not help and every clause that did not pass."""
-    lines = [f"## {_plain(report.source.name)}: {words.outcome(report)}", "", _plain(words.done(report)), ""]
+    lines = [f"## {markdown(report.source.name)}: {words.outcome(report)}", "", markdown(words.done(report)), ""]
     lines += ["| target | backend | ships | size | smaller | accuracy | vs reference | p50 | time / reference |"]
     lines += ["|---|---|---|---:|---:|---:|---:|---:|---:|"]
     lines += [_row(report, result) for result in report.results if result.ships]
-    lines += ["", *(f"- {_plain(warning)}" for warning in report.warnings), ""]
+    lines += ["", *(f"- {markdown(warning)}" for warning in report.warnings), ""]
     if report.gate:
         lines += ["| verdict | clause | where | what was seen |", "|---|---|---|---|"]
         lines += [
-            f"| {j.verdict} | {_plain(j.clause)} | {_plain(', '.join(p for p in (j.target, j.backend) if p))} "
-            f"| {_plain(j.reason)} |"
+            f"| {j.verdict} | {markdown(j.clause)} | {markdown(', '.join(p for p in (j.target, j.backend) if p))} "
+            f"| {markdown(j.reason)} |"
             for j in report.gate
         ]
         lines += ["", f"{words.counted(report).capitalize()}.", ""]
@@ -38,12 +39,4 @@ def _row(report: Report, result: Result) -> str:
         words.percentile(result, "p50"),
         words.ratio(result.paired_with("reference")),
     ]
-    return f"| {' | '.join(_plain(cell) for cell in cells)} |"
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown and the HTML inside it leave alone, on one line."""
-    flat = " ".join(text.split())
-    for special in "\\`*_[]|#!":
-        flat = flat.replace(special, f"\\{special}")
-    return flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return f"| {' | '.join(markdown(cell) for cell in cells)} |"

@@ -97,6 +97,7 @@ class Result(_Value):
 
     `invalid` says why timings don't count (a throttled device, for one) and is empty where they do;
     `absolute_invalid` why absolute times don't, though interleaved comparisons do (other load).
+    `bundle_sha256` is the digest that the bundle is sealed with: one with another is not the one that was measured.
     `size_bytes` counts the compiled model's files alone, `bundle_bytes` the whole `.edge` file.
     """
 
@@ -111,6 +112,7 @@ class Result(_Value):
     measured_on: str | None = None
     device: DeviceInfo | None = None
     bundle: str | None = None
+    bundle_sha256: str | None = None
     size_bytes: int | None = None
     bundle_bytes: int | None = None
     predictions_file: str | None = None

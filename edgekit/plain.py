@@ -1,0 +1,24 @@
+"""Text from files that others wrote, as it may stand on a terminal or in Markdown: no name can act there."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    r"""`text` without anything that a terminal would obey: control and format characters are written out.
+
+    >>> printable("a\x1b[31mb\u202ec")
+    'a\\x1b[31mb\\u202ec'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def markdown(text: str) -> str:
+    r"""Text that Markdown and the HTML inside it leave alone, on one line.
+
+    >>> markdown("a | <b>\n_c_")
+    'a \\| &lt;b&gt; \\_c\\_'
+    """
+    flat = " ".join(printable(text).split())
+    for special in "\\`*_[]|#!~$":
+        flat = flat.replace(special, f"\\{special}")
+    return flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
