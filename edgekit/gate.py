@@ -17,7 +17,9 @@ from edgekit.errors import ExitCode, UsageError, worst
 from edgekit.metrics import CONFIDENCE, paired_difference, wilson_share
 from edgekit.report.predictions import Predictions
 from edgekit.report.quantities import show, show_interval, show_worse
-from edgekit.report.report import Interval, Judgement, Metrics, Observed, Report, Result, Verdict
+from edgekit.report.report import Report, Result
+from edgekit.report.values import Interval, Metrics, Observed
+from edgekit.report.verdicts import Judgement, Verdict
 
 T = TypeVar("T")
 

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from edgekit.confidence import calibration_error, calibration_interval, first_confidence, paired_calibration
 from edgekit.errors import UsageError
 from edgekit.report.predictions import Predictions
-from edgekit.report.report import IDENTICAL_DB, ClassMetrics, Interval, Metrics, finite
+from edgekit.report.report import ClassMetrics
+from edgekit.report.values import IDENTICAL_DB, Interval, Metrics, finite
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]

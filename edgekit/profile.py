@@ -19,7 +19,8 @@ from edgekit.context import Progress
 from edgekit.devices import Device
 from edgekit.percentiles import Floats, interval
 from edgekit.report.predictions import write_predictions, write_samples
-from edgekit.report.report import Bounds, DeviceInfo, Latency, Paired, Result
+from edgekit.report.report import DeviceInfo, Latency, Paired, Result
+from edgekit.report.values import Bounds
 from edgekit.validity import judge_pairs, judge_state
 from edgekit.workspace import Workspace, writing_to
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from edgekit.metrics import paired_accuracy
 from edgekit.report.predictions import Predictions
 from edgekit.report.quantities import show, show_interval, turned
-from edgekit.report.report import Bounds, Result
+from edgekit.report.report import Result
+from edgekit.report.values import Bounds
 
 SMALLER = frozenset({"fp16", "int8_weights", "int4_weights"})
 """Precisions that a recipe asks for by name to get a smaller file: these ship unless they are shown slower."""

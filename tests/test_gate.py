@@ -5,17 +5,8 @@ from edgekit import gate
 from edgekit.clauses import Clause
 from edgekit.errors import ExitCode, UsageError
 from edgekit.report.predictions import Predictions
-from edgekit.report.report import (
-    Bounds,
-    Interval,
-    Latency,
-    Metrics,
-    Paired,
-    Report,
-    Result,
-    SourceInfo,
-    TargetInfo,
-)
+from edgekit.report.report import Latency, Paired, Report, Result, SourceInfo, TargetInfo
+from edgekit.report.values import Bounds, Interval, Metrics
 
 N = 1000
 

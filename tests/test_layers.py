@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edgekit"
 LAYERS = [
     {"errors", "extras", "plain", "registry", "units", "usercode", "yamlfile"},
     {"bundle", "clauses", "confidence", "context", "data", "datasource", "datasplits", "graph", "imagefolder",
-     "metrics", "model", "percentiles", "prune", "pt2", "quant", "report", "robust", "sealed", "signing", "slices",
-     "sources", "target", "train", "validity"},
+     "metrics", "model", "percentiles", "prune", "pt2", "quant", "report", "rivals", "robust", "sealed", "signing",
+     "slices", "sources", "target", "train", "validity"},
     {"backends", "devices", "recipe", "stages", "testing"},
     {"advice", "assess", "building", "calibrating", "compare", "doctor", "emitting", "explain", "gate", "measuring",
      "pipeline", "profile", "profiling", "reporting", "ships", "workspace", "wrapping"},

@@ -3,7 +3,7 @@ import pytest
 
 from edgekit import metrics
 from edgekit.errors import UsageError
-from edgekit.report.report import IDENTICAL_DB
+from edgekit.report.values import IDENTICAL_DB
 
 stats = pytest.importorskip("scipy.stats", reason="scipy is the oracle of the intervals")
 special = pytest.importorskip("scipy.special")

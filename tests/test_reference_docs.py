@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from edgekit import clauses, datasource, recipe
 from edgekit.registry import resolve
-from edgekit.report import report, robust, values
+from edgekit.report import report, robust, values, verdicts
 from edgekit.stages import STAGES
 
 RECIPE = {
@@ -45,7 +45,7 @@ REPORT = {
     "Condition": robust.Condition,
     "Latency": report.Latency,
     "Paired": report.Paired,
-    "Judgement": report.Judgement,
+    "Judgement": verdicts.Judgement,
 }
 
 

@@ -3,7 +3,8 @@ import pytest
 
 from edgekit import ships
 from edgekit.report.predictions import Predictions
-from edgekit.report.report import Interval, Metrics, Paired, Result
+from edgekit.report.report import Paired, Result
+from edgekit.report.values import Interval, Metrics
 
 MAX_DROP = 0.005
 

@@ -14,7 +14,8 @@ from edgekit.report.figures import Samples
 from edgekit.report.markup import Content, Markup, el, join
 from edgekit.report.predictions import read_samples
 from edgekit.report.quantities import NOTHING, show
-from edgekit.report.report import Interval, Report, Result
+from edgekit.report.report import Report, Result
+from edgekit.report.values import Interval
 
 _SHIPS_NOTE = (
     "Against the reference: the untouched model in fp32 on the same runtime. Faster is the ratio of median latencies, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgekit.report.report import Bounds
+from edgekit.report.values import Bounds
 
 NOTHING = "-"
 

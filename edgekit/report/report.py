@@ -18,24 +18,15 @@ from pydantic import Field, ValidationError
 from edgekit.errors import UsageError
 from edgekit.model import Precision, Role
 from edgekit.report.robust import Robustness
-from edgekit.report.values import IDENTICAL_DB as IDENTICAL_DB
-from edgekit.report.values import Bounds as Bounds
-from edgekit.report.values import Decibels as Decibels
-from edgekit.report.values import Interval as Interval
-from edgekit.report.values import Metrics as Metrics
-from edgekit.report.values import Number as Number
-from edgekit.report.values import Numbers as Numbers
-from edgekit.report.values import Observed as Observed
-from edgekit.report.values import Value as _Value
-from edgekit.report.values import finite as finite
+from edgekit.report.values import Bounds, Decibels, Interval, Metrics, Number, Numbers, Observed, Value
+from edgekit.report.verdicts import Judgement
 
 SCHEMA_VERSION = 1
 
 Status = Literal["measured", "built", "emitted", "failed"]
-Verdict = Literal["pass", "fail", "warn", "inconclusive", "invalid", "missing"]
 
 
-class ClassMetrics(_Value):
+class ClassMetrics(Value):
     """One class against the rest. `accuracy` is one against the rest too; `support` counts its samples."""
 
     name: str
@@ -46,7 +37,7 @@ class ClassMetrics(_Value):
     support: int
 
 
-class Latency(_Value):
+class Latency(Value):
     """Percentiles of single inferences in seconds; one that too few samples allow is null."""
 
     p50: Bounds | None = None
@@ -57,7 +48,7 @@ class Latency(_Value):
     samples_file: str | None = None
 
 
-class Paired(_Value):
+class Paired(Value):
     """This result's latency over that of the `vs` bundle, from interleaved rounds: below 1 is faster."""
 
     vs: Role
@@ -69,7 +60,7 @@ class Paired(_Value):
     samples_file: str | None = None
 
 
-class DeviceInfo(_Value):
+class DeviceInfo(Value):
     """Where it was measured. Two results compare only if `fingerprint` and `threads` are equal.
 
     `emulated` is true where no processor of that kind was there: what was computed counts, and nothing was timed.
@@ -92,13 +83,14 @@ class DeviceInfo(_Value):
         return cls(**own, details=details)
 
 
-class Result(_Value):
+class Result(Value):
     """One bundle: what it is, where it was measured and how it did.
 
     `invalid` says why timings don't count (a throttled device, for one) and is empty where they do;
     `absolute_invalid` why absolute times don't, though interleaved comparisons do (other load).
     `bundle_sha256` is the digest that the bundle is sealed with: one with another is not the one that was measured.
-    `size_bytes` counts the compiled model's files alone, `bundle_bytes` the whole `.edge` file.
+    `size_bytes` counts the compiled model's files alone, `bundle_bytes` the whole `.edge` file. `user` holds metrics
+    that somebody else measured and added to the report, by name: a gate judges them as `user.NAME`.
     """
 
     target: str
@@ -137,6 +129,7 @@ class Result(_Value):
     ships: bool = False
     ships_reason: str = ""
     notes: tuple[str, ...] = ()
+    user: dict[str, Observed] = Field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -153,7 +146,7 @@ class Result(_Value):
         return next((p for p in self.paired if p.vs == vs and p.statistic == statistic), None)
 
 
-class SourceInfo(_Value):
+class SourceInfo(Value):
     """The model as it came: `metrics` and `per_class` on the host in fp32."""
 
     name: str
@@ -166,7 +159,7 @@ class SourceInfo(_Value):
     per_class: tuple[ClassMetrics, ...] = ()
 
 
-class LayerInfo(_Value):
+class LayerInfo(Value):
     """One layer that was quantized alone, all others in float: see `edgekit.quant.mixed.Row`."""
 
     variant: str
@@ -181,7 +174,7 @@ class LayerInfo(_Value):
     kept: bool = False
 
 
-class StageInfo(_Value):
+class StageInfo(Value):
     """One stage as it went: see `edgekit.model.Step`."""
 
     name: str
@@ -198,7 +191,7 @@ class StageInfo(_Value):
     refused: dict[str, str] = Field(default_factory=dict)
 
 
-class RecipeInfo(_Value):
+class RecipeInfo(Value):
     """Which recipe ran: its file name and the hash of its text."""
 
     name: str
@@ -207,7 +200,7 @@ class RecipeInfo(_Value):
     text: str = ""
 
 
-class DataInfo(_Value):
+class DataInfo(Value):
     """What the metrics were computed on."""
 
     name: str
@@ -219,7 +212,7 @@ class DataInfo(_Value):
     licence: str = ""
 
 
-class TargetInfo(_Value):
+class TargetInfo(Value):
     """One entry of the recipe's targets; `device` is null where it is built without being timed."""
 
     target: str
@@ -227,20 +220,7 @@ class TargetInfo(_Value):
     device: str | None = None
 
 
-class Judgement(_Value):
-    """One clause on one bundle. `limit` is in the unit of `observed`; `exit_code` is what it asks for."""
-
-    clause: str
-    target: str | None = None
-    backend: str | None = None
-    verdict: Verdict
-    observed: Observed | None = None
-    limit: float | None = None
-    reason: str
-    exit_code: int = 0
-
-
-class Report(_Value):
+class Report(Value):
     """Everything a run did and measured."""
 
     schema_version: Literal[1] = 1

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from edgekit.report import words
 from edgekit.report.markup import Content, Markup, el, join
 from edgekit.report.quantities import NOTHING, show, show_count, show_interval, show_seconds
-from edgekit.report.report import Bounds, ClassMetrics, Metrics, Report, Result
+from edgekit.report.report import ClassMetrics, Report, Result
+from edgekit.report.values import Bounds, Metrics
 
 RESULTS_NOTE = (
     "Highlighted rows ship. The change is in accuracy against the reference; P, R and F1 are macro averages of "

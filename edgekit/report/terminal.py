@@ -10,7 +10,8 @@ from rich.text import Text
 
 from edgekit.report import words
 from edgekit.report.quantities import NOTHING, show, show_count
-from edgekit.report.report import Judgement, Report, Result
+from edgekit.report.report import Report, Result
+from edgekit.report.verdicts import Judgement
 
 WIDTH = 100
 _STYLES = {"pass": "green", "fail": "red", "unsure": "yellow"}

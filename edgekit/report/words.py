@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from edgekit.errors import ExitCode
 from edgekit.report.quantities import NOTHING, show, show_seconds
-from edgekit.report.report import Interval, Paired, Report, Result, Verdict
+from edgekit.report.report import Paired, Report, Result
+from edgekit.report.values import Interval
+from edgekit.report.verdicts import Verdict
 
 BACKENDS = {
     "onnxruntime": "ONNX Runtime",

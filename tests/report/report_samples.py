@@ -10,7 +10,6 @@ from edgekit import gate, metrics, ships
 from edgekit.clauses import Clause
 from edgekit.report.predictions import Predictions, read_predictions, write_predictions, write_samples
 from edgekit.report.report import (
-    Bounds,
     DataInfo,
     DeviceInfo,
     Latency,
@@ -23,6 +22,7 @@ from edgekit.report.report import (
     StageInfo,
     TargetInfo,
 )
+from edgekit.report.values import Bounds
 
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 N = 10_000

@@ -144,7 +144,19 @@ def evil_report(report):
     return Report.model_validate(spoil(text))
 
 
-KEEP = {"role", "precision", "status", "verdict", "vs", "statistic", "samples_file", "predictions_file", "bundle"}
+KEEP = {
+    "kind",
+    "severity",
+    "role",
+    "precision",
+    "status",
+    "verdict",
+    "vs",
+    "statistic",
+    "samples_file",
+    "predictions_file",
+    "bundle",
+}
 
 
 def test_hostile_names_stay_text(report):

@@ -9,17 +9,8 @@ from report_samples import N, realistic
 from edgekit.errors import UsageError
 from edgekit.report import markdown, terminal, words
 from edgekit.report.predictions import Predictions, read_predictions, read_samples, write_predictions, write_samples
-from edgekit.report.report import (
-    IDENTICAL_DB,
-    DeviceInfo,
-    Metrics,
-    Report,
-    Result,
-    SourceInfo,
-    StageInfo,
-    read_report,
-    write_report,
-)
+from edgekit.report.report import DeviceInfo, Report, Result, SourceInfo, StageInfo, read_report, write_report
+from edgekit.report.values import IDENTICAL_DB, Metrics
 
 
 @pytest.fixture(scope="module")

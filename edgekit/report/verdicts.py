@@ -1,0 +1,102 @@
+"""What a gate said: a judgement for each limit and bundle, and `gate.json`, from which every other output is made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from edgekit.errors import UsageError
+from edgekit.report.values import Number, Observed, Value
+
+SCHEMA_VERSION = 1
+LARGEST = 64_000_000
+"""Bytes of the largest gate.json that is read."""
+
+Verdict = Literal["pass", "fail", "warn", "inconclusive", "invalid", "missing"]
+
+
+class Judgement(Value):
+    """One limit of a clause on one bundle.
+
+    `limit` is in the unit of `observed`. `exit_code` is what it asks for, after the clause's severity and wishes.
+    `samples_needed` is how many samples (or rounds) would tell, where it is inconclusive. `file` and `line` say where
+    the clause stands. `bundle` is the file that was judged.
+    """
+
+    clause: str
+    target: str | None = None
+    backend: str | None = None
+    verdict: Verdict
+    observed: Observed | None = None
+    limit: float | None = None
+    reason: str
+    exit_code: int = 0
+    metric: str = ""
+    kind: Literal["", "min", "max", "max_regression", "max_ratio"] = ""
+    vs: str | None = None
+    severity: Literal["fail", "warn"] = "fail"
+    confidence: float = 0.95
+    samples_needed: int | None = None
+    bundle: str | None = None
+    file: str | None = None
+    line: int | None = None
+
+
+class Judged(Value):
+    """A report that was judged, or compared with: where it lay, its hash, and when it was made."""
+
+    path: str
+    sha256: str
+    created: str = ""
+    model: str = ""
+
+
+class GateFile(Value):
+    """`gate.json`, schema version 1: every clause on every bundle, and the code that the command ended with.
+
+    `clauses` is the file that they stand in. `device` is where bundles were timed again; null where stored rounds were
+    judged. `attempts` counts the tries that `--retry-invalid` took. `seconds` is what all of it took.
+    """
+
+    schema_version: Literal[1] = 1
+    edgekit: str
+    created: str
+    seconds: Number = None
+    model: str
+    report: Judged
+    clauses: str
+    baseline: str | None = None
+    previous: Judged | None = None
+    device: str | None = None
+    attempts: int = 1
+    exit_code: int
+    judgements: tuple[Judgement, ...] = ()
+    warnings: tuple[str, ...] = Field(default=())
+
+
+def read_gate(path: Path) -> GateFile:
+    """Read a `gate.json`.
+
+    Raises:
+        UsageError: the file is missing, is not JSON, or is no gate.json of this schema version.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        data = json.loads(content) if len(content) <= LARGEST else None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}. Give the gate.json of a gate.") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not valid JSON ({error}). Give the gate.json of a gate.") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UsageError(f"{path}: schema_version is {version!r}, this edgekit reads {SCHEMA_VERSION}. Judge again.")
+    try:
+        return GateFile.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{path}: {where}: {first['msg']}. Judge again.") from error
