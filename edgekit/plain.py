@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 
-def printable(text: str) -> str:
+def printable(text: str, keep: str = "") -> str:
     r"""`text` without anything that a terminal would obey: control and format characters are written out.
+
+    `keep` are those that stay, such as the line breaks of a message of several lines.
 
     >>> printable("a\x1b[31mb\u202ec")
     'a\\x1b[31mb\\u202ec'
     """
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def markdown(text: str) -> str:
@@ -18,7 +20,7 @@ def markdown(text: str) -> str:
     >>> markdown("a | <b>\n_c_")
     'a \\| &lt;b&gt; \\_c\\_'
     """
-    flat = " ".join(printable(text).split())
+    flat = printable(" ".join(text.split()))
     for special in "\\`*_[]|#!~$":
         flat = flat.replace(special, f"\\{special}")
     return flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+from datetime import UTC, datetime
 
 from edgekit.errors import UsageError
 
@@ -63,3 +65,20 @@ def parse_decibels(text: str | float) -> float:
     20.0
     """
     return _parse(text, "a ratio in decibels", "'20 dB'", {"": 1.0, "db": 1.0})
+
+
+def source_date() -> datetime | None:
+    """The time that stands for now in files that must come out the same again: `SOURCE_DATE_EPOCH`, None without it.
+
+    Seconds since 1970 in UTC, as reproducible-builds.org specifies it.
+
+    Raises:
+        UsageError: it is set, and no such number.
+    """
+    found = os.environ.get("SOURCE_DATE_EPOCH")
+    if not found:
+        return None
+    try:
+        return datetime.fromtimestamp(int(found), UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise UsageError(f"SOURCE_DATE_EPOCH must be whole seconds since 1970, got {found!r}.") from error

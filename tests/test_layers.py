@@ -25,9 +25,9 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 HEAVY = (
-    "accelerate", "ai_edge_litert", "ai_edge_quantizer", "asyncssh", "jax", "litert_torch", "nncf", "onnx",
+    "accelerate", "ai_edge_litert", "asyncssh", "cryptography", "cyclonedx", "jax", "litert_torch", "nncf", "onnx",
     "onnxruntime", "onnxscript", "openvino", "pandas", "PIL", "scipy", "tensorrt", "tensorrt_rtx", "torch",
-    "torch_pruning", "transformers",
+    "torch_pruning", "transformers", "ai_edge_quantizer",
 )  # fmt: skip
 
 

@@ -86,7 +86,8 @@ def _fail(error: BaseException, *, as_json: bool) -> NoReturn:
         kind = type(error).__name__
         say(json.dumps({"error": {"type": kind, "message": message, "notes": notes, "exit_code": int(code)}}, indent=2))
     with suppress(OSError):  # where nobody can be told, the code still tells
-        print(printable("\n".join([f"edgekit: {message}", *(f"  {note}" for note in notes)])), file=sys.stderr)
+        lines = [f"edgekit: {message}", *(f"  {note}" for note in notes)]
+        print(printable("\n".join(lines), keep="\n\t"), file=sys.stderr)
     if code is ExitCode.INTERNAL:
         _leave_traceback(error)
     raise typer.Exit(int(code)) from None
