@@ -58,6 +58,7 @@ class Split:
 
     `inputs` is one array `[N, ...]` (often uint8), or, for a network with several inputs, a mapping from the name of
     an input to its array. `preprocess` is for the one input that takes floats; all others are passed on as they are.
+    `slices` are columns of text `[N]` by which accuracy is looked at in parts, such as the light or the device.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Split:
     labels: npt.NDArray[np.int64] | None
     ids: tuple[str, ...]
     preprocess: Preprocess
+    slices: Mapping[str, npt.NDArray[np.str_]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
@@ -137,7 +139,8 @@ class Split:
             inputs: Inputs = {key: array[rows] for key, array in self.inputs.items()}
         else:
             inputs = self.inputs[rows]
-        return Split(name or self.name, inputs, labels, ids, self.preprocess)
+        slices = {column: values[rows] for column, values in self.slices.items()}
+        return Split(name or self.name, inputs, labels, ids, self.preprocess, slices)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,10 @@ class ImageSettings(_Value):
 
 
 class CardSplit(_Value):
-    """One split: an `.npz` with `x` (or `x.<input>`, ...) and `y`, of which `rows` `[start, end]` (all without it)."""
+    """One split: an `.npz` with `x` (or `x.<input>`, ...) and `y`, of which `rows` `[start, end]` (all without it).
+
+    Arrays `slice.<column>` in it give each sample a text or number, by which accuracy is looked at in parts.
+    """
 
     file: str
     rows: tuple[int, int] | None = None
@@ -207,6 +210,7 @@ def _renamed(found: _Found, splits: Mapping[str, str]) -> _Found:
 
 def _read_npz(path: Path) -> dict[str, Raw]:
     arrays = _arrays(path)
+    columns = {match: arrays.pop(key) for key in list(arrays) if (match := re.fullmatch(r"(?:(.+)_)?slice\.(.+)", key))}
     samples: dict[str, dict[str, Array]] = {}  # `x` or `<split>_x` -> input ("" where it is not named) -> array
     for key, array in arrays.items():
         found = re.fullmatch(r"(x|.*?_x)(?:\.(.+))?", key)
@@ -223,10 +227,15 @@ def _read_npz(path: Path) -> dict[str, Raw]:
         if "" in named and len(named) > 1:
             others = ", ".join(f"{group}.{name}" for name in named if name)
             raise UsageError(f"{path} holds both {group!r} and {others}: name all of them or none.")
+    for match in columns:
+        if (group := "x" if match[1] is None else f"{match[1]}_x") not in samples:
+            raise UsageError(f"{path} holds the slices {match[0]!r} and no {group!r} that they could be of.")
     found_splits: dict[str, Raw] = {}
     for group, named in samples.items():
         split = "all" if group == "x" else _canonical(group.removesuffix("_x"))
-        found_splits[split] = (named.get("", named), arrays.get(f"{group.removesuffix('x')}y"), None)
+        prefix = None if group == "x" else group.removesuffix("_x")
+        slices = {match[2]: values for match, values in columns.items() if match[1] == prefix}
+        found_splits[split] = Raw(named.get("", named), arrays.get(f"{group.removesuffix('x')}y"), slices=slices)
     return found_splits
 
 
@@ -301,20 +310,21 @@ def _from_card(path: Path) -> _Found:
 
 
 def _rows(raw: Raw, stem: str, rows: tuple[int, int] | None) -> Raw:
-    x, y, _ = raw
+    x, y, _, slices = raw
     count = min(len(array) for array in x.values()) if isinstance(x, Mapping) else len(x)
     start, end = rows or (0, count)
     if not 0 <= start < end <= count:
         raise UsageError(f"Rows {start} to {end} are not within the {count} samples of {stem}.npz.")
     part: Inputs = {key: array[start:end] for key, array in x.items()} if isinstance(x, Mapping) else x[start:end]
-    return part, None if y is None else y[start:end], tuple(f"{stem}/{i}" for i in range(start, end))
+    ids = tuple(f"{stem}/{i}" for i in range(start, end))
+    return Raw(part, None if y is None else y[start:end], ids, {name: v[start:end] for name, v in slices.items()})
 
 
 def _from_function(source: str, base: Path) -> _Found:
     file, _, function = source.rpartition(":")
     result = call_function(base / file, function)
     if isinstance(result, DataSet):
-        raw = {name: (s.inputs, s.labels, s.ids) for name, s in result.splits.items()}
+        raw = {name: Raw(s.inputs, s.labels, s.ids, s.slices) for name, s in result.splits.items()}
         first = next(iter(result.splits.values()), None)
         return _Found(
             name=result.name,
@@ -329,7 +339,7 @@ def _from_function(source: str, base: Path) -> _Found:
     if isinstance(result, Mapping) and result and all(isinstance(v, tuple) and len(v) == 2 for v in result.values()):
         try:
             pairs: dict[str, Raw] = {
-                _canonical(str(k)): (_inputs(source, x), None if y is None else np.asarray(y), None)
+                _canonical(str(k)): Raw(_inputs(source, x), None if y is None else np.asarray(y))
                 for k, (x, y) in result.items()
             }
         except ValueError as error:

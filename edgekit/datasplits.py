@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +18,19 @@ HELD_OUT = 0.2
 CALIBRATION_SAMPLES = 1024
 """Samples of `train` that serve as `calibration` where a source has no such split (never more than a quarter)."""
 
-Raw = tuple[Inputs, Array | None, tuple[str, ...] | None]
-"""Samples (one array, or one an input of the network), labels, ids (None: numbered)."""
+
+class Raw(NamedTuple):
+    """What a source holds of one split: one array or one an input, labels, ids (None: numbered), columns of slices."""
+
+    inputs: Inputs
+    labels: Array | None
+    ids: tuple[str, ...] | None = None
+    slices: Mapping[str, Array] = {}
 
 
 def check_split(data: str, name: str, raw: Raw, preprocess: Preprocess, *, labelled: bool, classes: int) -> Split:
     """One split, with every sample and label looked at."""
-    inputs, y, ids = raw
+    inputs, y, ids, slices = raw
     where = f"Data {data!r}, split {name!r}"
     if isinstance(inputs, Mapping):
         for key, array in inputs.items():
@@ -41,7 +48,21 @@ def check_split(data: str, name: str, raw: Raw, preprocess: Preprocess, *, label
     labels = None
     if labelled and y is not None:
         labels = _check_labels(where, y, count, classes)
-    return Split(name, inputs, labels, ids or tuple(f"{name}/{i}" for i in range(count)), preprocess)
+    columns = {column: _column(where, column, values, count) for column, values in slices.items()}
+    return Split(name, inputs, labels, ids or tuple(f"{name}/{i}" for i in range(count)), preprocess, columns)
+
+
+def _column(where: str, column: str, values: Array, count: int) -> npt.NDArray[np.str_]:
+    if values.shape != (count,):
+        raise UsageError(
+            f"{where}: {count} samples need slices {column!r} of shape [{count}], got {list(values.shape)}."
+        )
+    if values.dtype.kind not in "Uuib":
+        raise UsageError(
+            f"{where}: slices {column!r} are of type {values.dtype}; text or whole numbers are needed. Put fractions "
+            "into bins first."
+        )
+    return values.astype(np.str_)
 
 
 def _check_samples(where: str, x: Array, *, least: int, kinds: str) -> None:

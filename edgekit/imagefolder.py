@@ -51,7 +51,7 @@ def read_images(
         arrays = [_load(path, "L" if grey else "RGB", size) for path, _ in paths]
         _check_sizes(arrays, [path for path, _ in paths])
         ids = tuple(path.relative_to(folder).as_posix() for path, _ in paths)
-        splits[name] = (np.stack(arrays), np.array([label for _, label in paths], np.int64), ids)
+        splits[name] = Raw(np.stack(arrays), np.array([label for _, label in paths], np.int64), ids)
     return splits, tuple(classes), "NHW" if grey else "NHWC"
 
 

@@ -18,6 +18,7 @@ from edgekit.profile import Profiler
 from edgekit.recipe import PlannedTarget
 from edgekit.registry import resolve
 from edgekit.report.report import Result
+from edgekit.stressing import Stress
 from edgekit.workspace import Workspace
 
 RIVALS: dict[Role, tuple[Role, ...]] = {"reference": (), "float": ("reference",), "quantized": ("reference", "float")}
@@ -37,10 +38,13 @@ class Measuring:
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     profilers: dict[tuple[str, int], Profiler] = field(default_factory=dict)
     devices: Devices = field(default_factory=Devices)
+    stress: Stress | None = None
 
     def all(self, outcomes: Sequence[tuple[PlannedTarget, Outcome]]) -> list[Result]:
         """Answers first, times after: nothing else runs while a latency is taken."""
         answered = [(planned, self._answered(planned, outcome)) for planned, outcome in outcomes]
+        if self.stress is not None:
+            answered = self.stress.all(answered, self._profiler, self._guarded)
         return [self.timed(planned, outcome, [o for p, o in answered if p is planned]) for planned, outcome in answered]
 
     def timed(self, planned: PlannedTarget, outcome: Outcome, others: Sequence[Outcome] = ()) -> Result:

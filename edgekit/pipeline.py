@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.assess import Oracle, assess, did_not_help
 from edgekit.building import Builder, Outcome, orders, parts
+from edgekit.conditions import Conditions
 from edgekit.context import Progress, Silent
 from edgekit.data import DataSet, check_against
 from edgekit.datasource import load_data
 from edgekit.devices import Devices
 from edgekit.emitting import Emitted, emit_all
+from edgekit.errors import UsageError
 from edgekit.extras import DISTRIBUTION
 from edgekit.gate import exit_code, judge
 from edgekit.measuring import Measuring, unlike
@@ -26,7 +28,9 @@ from edgekit.report.predictions import Predictions, read_predictions
 from edgekit.report.report import Report, Result
 from edgekit.reporting import describe, write
 from edgekit.ships import MIN_SNR, mark_ships
+from edgekit.stressing import Stress
 from edgekit.workspace import Context, Workspace, digest, load_stage, save_stage, writing_to
+from edgekit.yamlfile import read_yaml
 
 if TYPE_CHECKING:
     from edgekit.stages import Stage
@@ -124,6 +128,7 @@ class Run:
     """What the last stage says against shipping the quantized network, by backend."""
     judged: bool = True
     devices: Devices = field(default_factory=Devices)
+    conditions: Conditions | None = None
 
     @classmethod
     def start(
@@ -155,11 +160,13 @@ class Run:
             key = digest(metadata.version(DISTRIBUTION), reference, data.sha256, str(recipe.seed))
             if judged:
                 _ = oracle.outputs  # computed here, so that its time is not counted as the first stage's
+            conditions = _conditions(recipe, oracle) if judged else None
         space = Workspace.open(folder, resume=resume)
         notes = [*warnings, *data.notes]
         return cls(
-            recipe, space, data, source, oracle, progress, resume, key, started, notes, judged=judged, devices=devices
-        )
+            recipe, space, data, source, oracle, progress, resume, key, started, notes,
+            judged=judged, devices=devices, conditions=conditions,
+        )  # fmt: skip
 
     def compress(self) -> Model:
         """The model after every stage, each held against the reference as soon as it is done."""
@@ -241,8 +248,12 @@ class Run:
         judged = [c.metric.removeprefix("latency.p") for c in self.recipe.gate if c.metric.startswith("latency.p")]
         percentile = max(settings.percentile, *map(float, judged), 50.0)
         return Measuring(
-            self.space, self.oracle, self.progress, settings.rounds, percentile, self.codes, devices=self.devices
-        )
+            self.space, self.oracle, self.progress, settings.rounds, percentile, self.codes, devices=self.devices,
+            stress=self._stress(),
+        )  # fmt: skip
+
+    def _stress(self) -> Stress | None:
+        return Stress(self.conditions, self.space, self.progress) if self.conditions else None
 
     def measure(self, outcomes: Sequence[tuple[PlannedTarget, Outcome]]) -> tuple[Result, ...]:
         """Answers of every bundle that runs here, times of those whose target has a device, and what ships."""
@@ -278,6 +289,18 @@ class Run:
         with writing_to(self.space.root):
             write(report, self.space.root)
         return report
+
+
+def _conditions(recipe: Recipe, oracle: Oracle) -> Conditions | None:
+    """The recipe's robustness block, held against data and network; what does not fit is told with its line."""
+    if recipe.robustness is None:
+        return None
+    conditions = Conditions(recipe.robustness, recipe.seed, oracle)
+    try:
+        conditions.check()
+    except UsageError as error:
+        raise read_yaml(recipe.path, "recipe").error(("robustness",), str(error)) from error
+    return conditions
 
 
 def output_folder(name: str, out: str | Path | None) -> Path:

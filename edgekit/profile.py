@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,8 @@ from edgekit.validity import judge_pairs, judge_state
 from edgekit.workspace import Workspace, writing_to
 
 if TYPE_CHECKING:
-    from edgekit.model import Role
+    from edgekit.data import Split
+    from edgekit.model import Role, TensorSpec
 
 PERCENTILES = (50, 90, 95, 99)
 COMPARED = (50, 90)
@@ -65,24 +66,10 @@ class Profiler:
         suffix = ".npy" if len(specs) == 1 else ".npz"
         path = self.space.work / f"inputs-{self.oracle.data.sha256[:16]}{suffix}"  # resuming may bring other data
         if not path.exists():
-            arrays = self._fed()
+            arrays = fed(self.oracle.split, specs, lambda: self.oracle.inputs)
             with writing_to(self.space.root):
-                temporary = path.with_suffix(".part")
-                with temporary.open("wb") as file:
-                    if len(arrays) == 1:
-                        np.save(file, arrays[0], allow_pickle=False)
-                    else:
-                        write_npz(file, dict(zip((spec.name for spec in specs), arrays, strict=True)))
-                temporary.replace(path)
+                write_inputs(path, arrays, specs)
         return path
-
-    def _fed(self) -> list[Any]:
-        """As stored where the agent can tell by the type that preprocessing is due, else as the model takes it."""
-        split, specs = self.oracle.split, self.oracle.model.inputs
-        raw = split.stored(specs)
-        due = [np.dtype(spec.dtype).kind == "f" and x.dtype != spec.dtype for spec, x in zip(specs, raw, strict=True)]
-        prepared = self.oracle.inputs
-        return [x if wait else ready for x, ready, wait in zip(raw, prepared, due, strict=True)]
 
     def answers(self, bundle: Bundle, result: Result) -> Result:
         """The task's metrics, agreement and signal-to-noise ratio, from the bundle's own outputs."""
@@ -91,21 +78,25 @@ class Profiler:
             self.known[key] = self._answers(bundle)
         return result.model_copy(update={**self.known[key], "measured_on": self.device.name})
 
-    def _answers(self, bundle: Bundle) -> dict[str, Any]:
-        split, name = self.oracle.split, bundle.path.stem
-        outputs = self.space.work / f"{name}.npz"
-        with self.progress.task(f"evaluate {name}", len(split)) as task:
-            done = 0
+    def outputs(self, bundle: Bundle, inputs: Path, on_done: Callable[[int], None]) -> list[Any]:
+        """What a bundle answers on the device, an array an output; `on_done` gets how many samples more are done."""
+        outputs, done = self.space.work / f"{bundle.path.stem}.npz", 0
 
-            def tell(count: int) -> None:
-                nonlocal done
-                task.advance(count - done)
-                done = count
+        def tell(count: int) -> None:
+            nonlocal done
+            on_done(count - done)
+            done = count
 
-            ran = self.device.run(bundle, self.inputs, outputs, on_done=tell)
+        ran = self.device.run(bundle, inputs, outputs, on_done=tell)
         with np.load(ran.outputs, allow_pickle=False) as file:
             answered = [file[entry.name] for entry in bundle.manifest.outputs]
         outputs.unlink(missing_ok=True)
+        return answered
+
+    def _answers(self, bundle: Bundle) -> dict[str, Any]:
+        split, name = self.oracle.split, bundle.path.stem
+        with self.progress.task(f"evaluate {name}", len(split)) as task:
+            answered = self.outputs(bundle, self.inputs, task.advance)
         found: dict[str, Any] = {
             "snr_db": self.oracle.snr_db(answered),
             "agreement": self.oracle.agreement(answered),
@@ -115,8 +106,12 @@ class Profiler:
         if seen is not None:
             path = self.space.predictions / f"{name}.npz"
             write_predictions(
-                seen.predictions(split.ids, split.labels, data_sha256=self.oracle.data.sha256, split=split.name), path
-            )
+                seen.predictions(
+                    split.ids, split.labels,
+                    data_sha256=self.oracle.data.sha256, split=split.name, slices=split.slices,
+                ),
+                path,
+            )  # fmt: skip
             found |= {
                 "metrics": seen.metrics if split.labels is not None else None,
                 "per_class": seen.per_class,
@@ -186,6 +181,26 @@ class Profiler:
                 write_samples(np.asarray(ratio.rounds), path)
                 found.append(_paired(vs, f"p{percent}", ratio, self.space.relative(path)))
         return result.model_copy(update={"paired": (*result.paired, *found)})
+
+
+def fed(split: Split, specs: Sequence[TensorSpec], prepared: Callable[[], Sequence[Any]]) -> list[Any]:
+    """As stored where the agent can tell by the type that preprocessing is due, else as the model takes it."""
+    raw = split.stored(specs)
+    due = [np.dtype(spec.dtype).kind == "f" and x.dtype != spec.dtype for spec, x in zip(specs, raw, strict=True)]
+    if all(due):
+        return raw
+    return [x if wait else ready for x, ready, wait in zip(raw, prepared(), due, strict=True)]
+
+
+def write_inputs(path: Path, arrays: Sequence[Any], specs: Sequence[TensorSpec]) -> None:
+    """Inputs for the agent: one array as `.npy`, several as an `.npz` by the names of the model's inputs."""
+    temporary = path.with_suffix(".part")
+    with temporary.open("wb") as file:
+        if len(arrays) == 1:
+            np.save(file, arrays[0], allow_pickle=False)
+        else:
+            write_npz(file, dict(zip((spec.name for spec in specs), arrays, strict=True)))
+    temporary.replace(path)
 
 
 def energy_fields(seen: Any) -> dict[str, Any]:

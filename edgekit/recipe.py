@@ -17,6 +17,7 @@ from edgekit.errors import UsageError
 from edgekit.extras import unknown
 from edgekit.model import TensorSpec
 from edgekit.registry import places, resolve
+from edgekit.robust.settings import RobustnessSettings
 from edgekit.stages import STAGES, Stage
 from edgekit.target import Target, load_target
 from edgekit.usercode import is_function
@@ -105,6 +106,7 @@ class RecipeFile(_Value):
     targets: tuple[Annotated[TargetSettings, BeforeValidator(_named)], ...] = Field(min_length=1)
     gate: tuple[Clause, ...] = ()
     measure: MeasureSettings = MeasureSettings()
+    robustness: RobustnessSettings | None = None
     io: IoSettings = IoSettings()
     seed: int = Field(default=0, ge=0, lt=2**32)
 
@@ -133,6 +135,7 @@ class Recipe:
     io: IoSettings
     seed: int
     written: dict[str, Any]
+    robustness: RobustnessSettings | None = None
 
     @property
     def base(self) -> Path:
@@ -187,6 +190,7 @@ def load_recipe(path: str | Path, *, targets: Sequence[str] | None = None) -> Re
         io=file.io,
         seed=file.seed,
         written=document.value,
+        robustness=file.robustness,
     )
 
 

@@ -448,3 +448,49 @@ def test_labels_beyond_the_models_classes():
 
 def test_dynamic_axes_take_any_size():
     check_against(data_of(np.zeros((2, 3, 8, 9), np.uint8)), [TensorSpec("x", "float32", ("n", 3, "h", "w"))])
+
+
+# -- slices
+
+
+def test_slices_are_read_beside_the_samples_and_follow_them(tmp_path):
+    x, y = np.zeros((10, 4), np.float32), np.arange(10) % 2
+    light = np.array(["day", "night"] * 5)
+    np.savez(tmp_path / "all.npz", **{"x": x, "y": y, "slice.light": light, "slice.device": np.arange(10)})
+    data = load_data(tmp_path / "all.npz")
+    for split in data.splits.values():
+        numbers = [int(name.rpartition("/")[2]) for name in split.ids]
+        assert list(split.slices["light"]) == [str(light[i]) for i in numbers]
+        assert list(split.slices["device"]) == [str(i) for i in numbers]
+    np.savez(tmp_path / "two.npz", **{"train_x": x, "train_y": y, "test_x": x, "test_y": y, "test_slice.light": light})
+    data = load_data(tmp_path / "two.npz")
+    assert not data.splits["train"].slices and list(data.splits["test"].slices) == ["light"]
+
+
+def test_slices_of_a_card_are_cut_to_its_rows_and_do_not_change_what_the_samples_are(tmp_path):
+    def written(folder, **slices):
+        folder.mkdir()
+        np.savez(folder / "a.npz", x=np.zeros((10, 4), np.float32), y=np.arange(10) % 2, **slices)
+        sha = hashlib.sha256((folder / "a.npz").read_bytes()).hexdigest()
+        (folder / "card.yaml").write_text(
+            f"name: a\nsource: here\nlicence: MIT\nfiles: {{a.npz: '{sha}'}}\n"
+            "splits: {train: {file: a.npz, rows: [0, 6]}, test: {file: a.npz, rows: [6, 10]}}\n"
+        )
+        return load_data(folder)
+
+    data, plain = written(tmp_path / "a", **{"slice.n": np.arange(10)}), written(tmp_path / "b")
+    assert list(data.splits["test"].slices["n"]) == ["6", "7", "8", "9"]
+    assert data.sha256 == plain.sha256
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("slice.light", np.array(["day"] * 9), "10 samples need slices 'light' of shape [10], got [9]"),
+        ("slice.light", np.linspace(0, 1, 10), "slices 'light' are of type float64"),
+        ("test_slice.light", np.arange(10), "holds the slices 'test_slice.light' and no 'test_x'"),
+    ],
+)
+def test_slices_that_do_not_fit_are_refused(tmp_path, column, values, said):
+    np.savez(tmp_path / "a.npz", **{"x": np.zeros((10, 4), np.float32), "y": np.arange(10) % 2, column: values})
+    assert said in refused(tmp_path / "a.npz")

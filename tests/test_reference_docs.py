@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from edgekit import clauses, datasource, recipe
 from edgekit.registry import resolve
 from edgekit.report import report, robust, values, verdicts
+from edgekit.robust import settings
 from edgekit.stages import STAGES
 
 RECIPE = {
@@ -25,6 +26,8 @@ RECIPE = {
     "Card split": datasource.CardSplit,
     "Targets": recipe.TargetSettings,
     "Measure": recipe.MeasureSettings,
+    "Robustness": settings.RobustnessSettings,
+    "Adversarial": settings.AdversarialSettings,
     "Io": recipe.IoSettings,
     "Gate": clauses.Clause,
     **{f"`{kind}`": resolve("stage", kind, STAGES, "edgekit.stages") for kind in STAGES},
