@@ -28,7 +28,7 @@ from edgekit.report.predictions import Predictions, read_predictions
 from edgekit.report.report import Report, Result
 from edgekit.reporting import describe, write
 from edgekit.ships import MIN_SNR, mark_ships
-from edgekit.stressing import Stress
+from edgekit.stressing import Stress, less_robust
 from edgekit.workspace import Context, Workspace, digest, load_stage, save_stage, writing_to
 from edgekit.yamlfile import read_yaml
 
@@ -262,7 +262,7 @@ class Run:
         marked, warnings = mark_ships(
             measured, allowed, min_snr=least, refused=self.refused, predictions=self._predictions
         )
-        for line in warnings:
+        for line in (*warnings, *less_robust(marked)):
             self._warn(line)
         return marked
 

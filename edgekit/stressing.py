@@ -14,18 +14,21 @@ from edgekit.bundle import Bundle
 from edgekit.conditions import Changed, Conditions
 from edgekit.context import Progress, Task
 from edgekit.errors import UsageError
-from edgekit.metrics import evaluate, wilson
+from edgekit.metrics import Difference, evaluate, paired_accuracy, wilson
 from edgekit.profile import Profiler, write_inputs
 from edgekit.recipe import PlannedTarget
 from edgekit.report.predictions import Predictions, read_predictions, write_predictions
 from edgekit.report.report import Result
 from edgekit.report.robust import Condition, Robustness
 from edgekit.report.values import Interval
-from edgekit.robust.statistics import mean_accuracy
+from edgekit.robust.statistics import mean_accuracy, paired_mean
 from edgekit.workspace import Workspace, digest, writing_to
 
 Pair = tuple[PlannedTarget, Outcome]
 Seen = list[tuple[Changed, Predictions]]
+
+NOTABLE = 0.01
+"""A bundle that loses this much more on corrupted samples than on clean ones (1 pp), and is shown to lose, is told."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,13 @@ class Stress:
                     if outcome.result.status != "failed":
                         found[i] = planned, self._asked(outcome, form, profiler(planned), guarded, task, seen[i])
                 form.discard()
-        return [
-            (planned, replace(outcome, result=self._told(outcome, seen[i])) if i in seen else outcome)
-            for i, (planned, outcome) in enumerate(found)
-        ]
+        whole = {_place(found[i]): seen[i] for i in asked if found[i][1].result.role == "reference"}
+        for i in asked:
+            planned, outcome = found[i]
+            if outcome.result.status != "failed":
+                rival = None if outcome.result.role == "reference" else whole.get(_place(found[i]))
+                found[i] = planned, replace(outcome, result=self._told(outcome, seen[i], rival))
+        return found
 
     def _asked(
         self,
@@ -101,30 +107,61 @@ class Stress:
             write_predictions(found, path)
         return found
 
-    def _told(self, outcome: Outcome, seen: Seen) -> Result:
-        """The result with what was seen, and the predictions where the report says they are."""
-        result = outcome.result
-        if result.status == "failed":
-            return result
-        assert outcome.bundle is not None and result.predictions_file is not None
+    def _told(self, outcome: Outcome, seen: Seen, rival: Seen | None) -> Result:
+        """The result with what was seen, against the reference's where that saw as much, and where predictions lie."""
+        assert outcome.bundle is not None and outcome.result.predictions_file is not None
+        others = [p for _, p in rival] if rival and len(rival) == len(seen) else None
         conditions = []
-        for changed, predictions in seen:
+        for i, (changed, predictions) in enumerate(seen):
             path = self.space.predictions / f"{outcome.bundle.path.stem}.{changed.name}.npz"
             with writing_to(self.space.root):
                 write_predictions(predictions, path)
-            accuracy, file = _accuracy(predictions.correct()), self.space.relative(path)
-            conditions.append(Condition(name=changed.name, kind=changed.kind, accuracy=accuracy, predictions_file=file))
-        corrupted = [predictions for changed, predictions in seen if changed.kind == "corruption"]
-        whole = read_predictions(self.space.root / result.predictions_file)
-        right = dict(zip(whole.ids, whole.correct(), strict=True))
+            right = predictions.correct()
+            conditions.append(
+                Condition(
+                    name=changed.name,
+                    kind=changed.kind,
+                    accuracy=_accuracy(right),
+                    lost=_interval(paired_accuracy(others[i].correct(), right)) if others else None,
+                    predictions_file=self.space.relative(path),
+                )
+            )
+        corrupted = [i for i, (changed, _) in enumerate(seen) if changed.kind == "corruption"]
+        mine = [seen[i][1] for i in corrupted]
         robustness = Robustness(
             n=len(self.conditions.samples),
-            clean=_accuracy([right[name] for name in self.conditions.samples.ids]),
-            mean=mean_accuracy(corrupted) if corrupted else None,
+            clean=self._clean(self.space.root / outcome.result.predictions_file),
+            mean=mean_accuracy(mine) if mine else None,
+            lost=_interval(paired_mean([others[i] for i in corrupted], mine)) if mine and others else None,
             conditions=tuple(conditions),
             settings=self.conditions.settings.model_dump(mode="json"),
         )
-        return result.model_copy(update={"robustness": robustness})
+        return outcome.result.model_copy(update={"robustness": robustness})
+
+    def _clean(self, path: Path) -> Interval:
+        """The accuracy on the same samples unchanged."""
+        whole = read_predictions(path)
+        right = dict(zip(whole.ids, whole.correct(), strict=True))
+        return _accuracy([right[name] for name in self.conditions.samples.ids])
+
+
+def less_robust(results: Sequence[Result]) -> list[str]:
+    """A line for every bundle that is shown to have lost more on corrupted samples than on the same ones unchanged."""
+    lines = []
+    whole = {(r.target, r.backend): r.robustness for r in results if r.role == "reference" and r.robustness}
+    for result in results:
+        seen, reference = result.robustness, whole.get((result.target, result.backend))
+        if seen is None or seen.lost is None or reference is None:
+            continue
+        clean = reference.clean.value - seen.clean.value
+        if seen.lost.low > 0 and seen.lost.value - clean >= NOTABLE:
+            ends = f"[{100 * seen.lost.low:.2f}, {100 * seen.lost.high:.2f}]"
+            lines.append(
+                f"{result.target} {result.backend}: the {result.role} {result.precision} bundle is less robust: it "
+                f"loses {100 * seen.lost.value:.2f} pp {ends} against the reference on corrupted samples, "
+                f"{100 * clean:.2f} pp on the same samples unchanged."
+            )
+    return lines
 
 
 class _Form:
@@ -162,6 +199,16 @@ class _Form:
     def discard(self) -> None:
         """Remove the file."""
         self.path.unlink(missing_ok=True)
+
+
+def _place(pair: Pair) -> tuple[str, str, str | None]:
+    """Bundles of one place are compared with its reference."""
+    planned, outcome = pair
+    return outcome.result.target, outcome.result.backend, planned.device
+
+
+def _interval(seen: Difference) -> Interval:
+    return Interval(value=seen.value, low=seen.low, high=seen.high, n=seen.n)
 
 
 def _accuracy(right: Sequence[bool] | np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Interval:

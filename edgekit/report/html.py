@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 
-from edgekit.report import figures, layers, tables, words
+from edgekit.report import figures, layers, robust_table, tables, words
 from edgekit.report.course import course
 from edgekit.report.figures import Samples
 from edgekit.report.markup import Content, Markup, el, join
@@ -54,6 +54,7 @@ def render(report: Report, folder: Path | None = None, *, samples: Samples | Non
         section("Stages", _stages(report)),
         section("Sensitivity of layers", layers.sensitivity(report), layers.NOTE),
         section("Classes before and after", tables.classes(report), tables.CLASSES_NOTE),
+        section("Robustness", robust_table.tables(report), robust_table.NOTE),
         section("What runs in int8", _placement(report)),
         section("Environment", tables.environment(report)),
     ]

@@ -14,12 +14,14 @@ Kind = Literal["corruption", "adversarial"]
 class Condition(Value):
     """One changed form of the samples, the same for every bundle.
 
-    `name` is `<corruption>.<severity>` or `adversarial.<attack>`. `accuracy` has Wilson's 95 % interval.
+    `name` is `<corruption>.<severity>` or `adversarial.<attack>`. `accuracy` has Wilson's 95 % interval; `lost` is what
+    the reference bundle of the same target and backend is better by on the same inputs, paired (None for itself).
     """
 
     name: str
     kind: Kind
     accuracy: Interval
+    lost: Interval | None = None
     predictions_file: str | None = None
 
 
@@ -27,12 +29,14 @@ class Robustness(Value):
     """How one bundle did on changed forms of `n` samples of the evaluation split.
 
     `clean` is its accuracy on the same samples unchanged; `mean` the average over all corruptions, adversarial inputs
-    left out, with an interval that knows that the same samples stand in each. `settings` is what was asked for.
+    left out, with an interval that knows that the same samples stand in each; `lost` of it as in `Condition`.
+    `settings` is what was asked for.
     """
 
     n: int
     clean: Interval
     mean: Interval | None = None
+    lost: Interval | None = None
     conditions: tuple[Condition, ...] = ()
     settings: dict[str, object] = Field(default_factory=dict)
 

@@ -8,7 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edgekit.report import words
+from edgekit.report import robust_table, words
 from edgekit.report.quantities import NOTHING, show, show_count
 from edgekit.report.report import Report, Result
 from edgekit.report.verdicts import Judgement
@@ -23,6 +23,7 @@ def render(report: Report) -> RenderableType:
     parts += [_line("-", line, "dim") for line in words.sensitivity(report)]
     for target in dict.fromkeys(r.target for r in report.results):
         parts += [Text(""), _target(report, target)]
+    parts += _robustness(report)
     parts += _failures(report)
     if report.warnings:
         parts += [Text(""), *(_line("!", line, "yellow") for line in report.warnings)]
@@ -99,6 +100,30 @@ def _ratio(result: Result, vs: str) -> str:
     """`0.62 ±0.02`: the ratio with half its interval."""
     pair = result.paired_with(vs)
     return f"{pair.ratio:.2f} ±{(pair.high - pair.low) / 2:.2f}" if pair else ""
+
+
+def _robustness(report: Report) -> list[RenderableType]:
+    """A line a bundle: accuracy as it is and on corrupted samples, and what it lost most on against the reference."""
+    found = robust_table.lines(report)
+    if not found:
+        return []
+    table = Table(
+        title=f"On {found[0][1].n:,} changed samples", title_justify="left", title_style="bold",
+        box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim",
+    )  # fmt: skip
+    table.add_column("bundle")
+    for head in ("as it is", "corrupted", "diff pp", "worst diff pp"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for target, backend in dict.fromkeys((r.target, r.backend) for r, *_ in found):
+        table.add_row(Text(f"{words.backend(backend)} on {target}", style="cyan"))
+        for result, seen, worst in (
+            entry for entry in found if (entry[0].target, entry[0].backend) == (target, backend)
+        ):
+            mean = f"{100 * seen.mean.value:.2f}" if seen.mean else NOTHING
+            lost = f"{-100 * seen.lost.value:+.2f} ±{50 * (seen.lost.high - seen.lost.low):.2f}" if seen.lost else ""
+            cells = f"{result.role} {result.precision}", f"{100 * seen.clean.value:.2f}", mean, lost, worst
+            table.add_row(*map(Text, cells), style="bold" if result.ships else None)
+    return [Text(""), table]
 
 
 def _failures(report: Report) -> list[RenderableType]:

@@ -22,7 +22,8 @@ from edgekit.report.report import (
     StageInfo,
     TargetInfo,
 )
-from edgekit.report.values import Bounds
+from edgekit.report.robust import Condition, Robustness
+from edgekit.report.values import Bounds, Interval
 
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 N = 10_000
@@ -214,3 +215,24 @@ def realistic(folder: Path) -> Report:
     )  # fmt: skip
     judged = gate.judge(report, CLAUSES, predictions=load)
     return report.model_copy(update={"gate": judged, "exit_code": int(gate.exit_code(judged, [7]))})
+
+
+def robust(drop: float = 0.0, vs: bool = True) -> Robustness:
+    """Accuracy on changed samples; `drop` is what corruptions cost more than they cost the reference."""
+
+    def at(value: float, half: float = 0.02) -> Interval:
+        return Interval(value=value, low=value - half, high=value + half, n=1000)
+
+    accuracies = {"gaussian_noise.1": 0.9, "gaussian_noise.5": 0.6, "jpeg.5": 0.88, "adversarial.pgd": 0.75}
+    conditions = tuple(
+        Condition(
+            name=name,
+            kind="adversarial" if name.startswith("adv") else "corruption",
+            accuracy=at(value - drop * (1 - value)),
+            lost=at(drop * (1 - value), 0.01) if vs else None,
+        )
+        for name, value in accuracies.items()
+    )
+    return Robustness(
+        n=1000, clean=at(0.93), mean=at(0.79 - drop), lost=at(drop, 0.005) if vs else None, conditions=conditions
+    )

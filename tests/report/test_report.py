@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from report_samples import N, realistic
+from report_samples import N, realistic, robust
 
 from edgekit.errors import UsageError
-from edgekit.report import markdown, terminal, words
+from edgekit.report import html, markdown, terminal, words
 from edgekit.report.predictions import Predictions, read_predictions, read_samples, write_predictions, write_samples
 from edgekit.report.report import DeviceInfo, Report, Result, SourceInfo, StageInfo, read_report, write_report
 from edgekit.report.values import IDENTICAL_DB, Metrics
@@ -208,3 +208,34 @@ def test_a_report_of_almost_nothing_renders(report):
     assert "## net: Done" in markdown.render(bare)
     failed = Result(target="t", backend="b", precision="fp32", role="float", status="failed", reason="why")
     assert "t, b float fp32 failed: why" in terminal.text(bare.model_copy(update={"results": (failed,)}))
+
+
+def stressed(report):
+    """The report with robustness of the bundles for one runtime, which the quantized one lost."""
+    of = {"reference": robust(vs=False), "float": robust(), "quantized": robust(0.1)}
+    results = [
+        r.model_copy(update={"robustness": of[r.role]}) if r.backend == "openvino" and r.target == "x86-64" else r
+        for r in report.results
+    ]
+    return report.model_copy(update={"results": tuple(results)})
+
+
+def test_robustness_is_a_table_of_corruption_by_bundle_and_a_line_a_bundle(report):
+    assert "changed samples" not in terminal.text(report) and "<h2>Robustness" not in html.render(report)
+    shown = terminal.text(stressed(report), width=80)
+    assert "On 1,000 changed samples" in shown
+    (line,) = [line for line in shown.splitlines() if "quantized int8" in line and "gaussian_noise.5" in line]
+    assert line.split() == ["quantized", "int8", "93.00", "69.00", "-10.00", "±0.50", "gaussian_noise.5", "-4.00"]
+    page = html.render(stressed(report))
+    for text in ("<h2>Robustness", "adversarial.pgd", "-10.00 [-10.50, -9.50]", "as it is, 1,000 samples"):
+        assert text in page
+
+
+def test_robustness_that_was_tampered_with_is_text(report):
+    evil = "[red]<script>alert(1)</script>"
+    seen = robust(0.1)
+    seen = seen.model_copy(update={"conditions": tuple(c.model_copy(update={"name": evil}) for c in seen.conditions)})
+    results = tuple(r.model_copy(update={"robustness": seen}) for r in report.results if r.status != "failed")
+    changed = report.model_copy(update={"results": results})
+    assert "[red]<script>" in terminal.text(changed)
+    assert "<script>alert" not in html.render(changed)
