@@ -15,7 +15,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def markdown(text: str) -> str:
-    r"""Text that Markdown and the HTML inside it leave alone, on one line.
+    r"""Text that Markdown and the HTML inside it leave alone, on one line; addresses do not become links.
 
     >>> markdown("a | <b>\n_c_")
     'a \\| &lt;b&gt; \\_c\\_'
@@ -23,4 +23,5 @@ def markdown(text: str) -> str:
     flat = printable(" ".join(text.split()))
     for special in "\\`*_[]|#!~$":
         flat = flat.replace(special, f"\\{special}")
-    return flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    flat = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return flat.replace("://", "&#58;//").replace("www.", "www&#46;")

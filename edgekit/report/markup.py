@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from html import escape
 
 VOID = {"meta", "br", "input", "link", "col"}
+_CAMEL = {"viewbox": "viewBox", "preserveaspectratio": "preserveAspectRatio", "textlength": "textLength"}
 
 
 class Markup(str):
@@ -44,9 +45,6 @@ def _attribute(key: str, value: object) -> str:
     if value is None or value is False:
         return ""
     name = key.rstrip("_").replace("_", "-")
-    if name == "viewbox":
-        name = "viewBox"
-    elif name == "preserveaspectratio":
-        name = "preserveAspectRatio"
+    name = _CAMEL.get(name, name)
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return f" {name}" if value is True else f' {name}="{escape(text, quote=True)}"'

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgekit.errors import ExitCode
 from edgekit.report.quantities import NOTHING, show, show_seconds
 from edgekit.report.report import Paired, Report, Result
 from edgekit.report.values import Interval
-from edgekit.report.verdicts import Verdict
+from edgekit.report.verdicts import Judgement, Verdict
 
 BACKENDS = {
     "onnxruntime": "ONNX Runtime",
@@ -43,10 +45,16 @@ def status(result: Result) -> str:
 
 def outcome(report: Report) -> str:
     """What the exit code says, in a word or two; "Done" where nothing was asked of the run."""
-    if report.exit_code == ExitCode.PASS and not report.gate:
-        return "Done"
-    known = report.exit_code in set(ExitCode)
-    return _OUTCOMES[ExitCode(report.exit_code)] if known else f"Exit code {report.exit_code}"
+    return "Done" if report.exit_code == ExitCode.PASS and not report.gate else ending(report.exit_code)
+
+
+def ending(code: int) -> str:
+    """What an exit code says, in a word or two.
+
+    >>> ending(4), ending(99)
+    ('Inconclusive', 'Exit code 99')
+    """
+    return _OUTCOMES[ExitCode(code)] if code in set(ExitCode) else f"Exit code {code}"
 
 
 def tone(verdict: Verdict) -> str:
@@ -72,9 +80,12 @@ def plural(count: int, noun: str) -> str:
 
 def counted(report: Report) -> str:
     """How the gate went, such as "3 of 4 clauses pass, 1 inconclusive"."""
-    if not report.gate:
-        return "no gate clauses"
-    verdicts = [entry.verdict for entry in report.gate]
+    return tally(report.gate) if report.gate else "no gate clauses"
+
+
+def tally(judgements: Sequence[Judgement]) -> str:
+    """How many judgements have which verdict."""
+    verdicts = [entry.verdict for entry in judgements]
     kinds = ("fail", "missing", "invalid", "inconclusive", "warn")
     others = [f"{verdicts.count(kind)} {kind}" for kind in kinds if kind in verdicts]
     passed = f"{verdicts.count('pass')} of {plural(len(verdicts), 'judgement')} pass"
