@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +15,8 @@ from edgekit.assess import Oracle, outputs_of
 from edgekit.backends import BACKENDS, Backend, Built, Job
 from edgekit.bundle import Bundle, Manifest, PreprocessEntry, TensorEntry, write_bundle
 from edgekit.errors import BuildError, EdgekitError, MissingDependencyError
+from edgekit.extras import DISTRIBUTION
+from edgekit.licences import licences_of
 from edgekit.model import Model, OnnxModel, Precision, Role, as_onnx
 from edgekit.quant.record import MEMBER, Record
 from edgekit.registry import resolve
@@ -72,7 +75,7 @@ class Builder:
     space: Workspace
     oracle: Oracle
     about: Mapping[str, Any] = field(default_factory=dict)
-    """Manifest fields that are the same for all: source hash, stages, data, licences."""
+    """Manifest fields that are the same for all: source hash, stages, data, licences of model and data."""
 
     def build(self, part: Part, target: Target, backend_name: str) -> Outcome:
         """One bundle, or the reason why there is none; only this backend fails with it."""
@@ -128,6 +131,7 @@ class Builder:
     def _manifest(self, part: Part, target: Target, backend: str, built: Built) -> Manifest:
         steps = built.steps or (None,) * len(part.model.outputs)
         prepared = self.oracle.split.preprocess
+        libraries = licences_of([DISTRIBUTION, "numpy", *built.versions])
         return Manifest(
             model=part.model.name,
             target=target.name,
@@ -144,7 +148,8 @@ class Builder:
             preprocess=PreprocessEntry(**asdict(prepared)),
             tolerance={"steps": 1.0, "absolute": 1e-2} if part.role == "quantized" else {"absolute": 1e-4},
             versions=dict(built.versions),
-            **self.about,
+            edgekit=metadata.version(DISTRIBUTION),
+            **{**self.about, "licences": {**self.about.get("licences", {}), **libraries}},
         )
 
     def _golden(

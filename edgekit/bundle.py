@@ -103,8 +103,13 @@ class Manifest(_Value):
     source_sha256: str = ""
     stages: tuple[dict[str, Any], ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
+    """Of the runtime that the model was compiled with, and of what converted it."""
+    edgekit: str = ""
+    """Version that wrote the bundle, and that its agent is of."""
     data: dict[str, str] = Field(default_factory=dict)
+    """What it was calibrated and scored on: `name`, `sha256` over its samples, `task`."""
     licences: dict[str, str] = Field(default_factory=dict)
+    """Of the "model" and the "data", as the recipe and the data's card say; of packages, as they say themselves."""
 
 
 @dataclass(frozen=True)

@@ -235,11 +235,12 @@ class Run:
     def _builder(self, history: Sequence[Step]) -> Builder:
         from edgekit.graph.large import fingerprint
 
+        licences = {"model": self.recipe.model.licence, "data": self.data.licence}
         about = {
             "source_sha256": digest(fingerprint(self.oracle.model.proto)),
             "stages": tuple({"name": step.name, "config": dict(step.config)} for step in history),
-            "data": {"name": self.data.name, "sha256": self.data.sha256},
-            "licences": {"data": self.data.licence} if self.data.licence else {},
+            "data": {"name": self.data.name, "sha256": self.data.sha256, "task": self.data.task},
+            "licences": {name: licence for name, licence in licences.items() if licence},
         }
         return Builder(self.space, self.oracle, about)
 

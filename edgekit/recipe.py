@@ -45,6 +45,7 @@ class ModelSettings(_Value):
     weights: str | None = None
     inputs: dict[str, InputSettings] | None = None
     name: str | None = Field(default=None, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    licence: str | None = Field(default=None, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")
 
     def specs(self) -> dict[str, TensorSpec] | None:
         """The inputs as the rest of edgekit has them."""

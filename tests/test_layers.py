@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "edgekit"
 
 LAYERS = [
-    {"errors", "extras", "plain", "registry", "units", "usercode", "yamlfile"},
+    {"errors", "extras", "licences", "plain", "registry", "units", "usercode", "yamlfile"},
     {"bundle", "clauses", "confidence", "context", "data", "datasource", "datasplits", "graph", "imagefolder",
      "metrics", "model", "percentiles", "prune", "pt2", "quant", "report", "rivals", "robust", "sealed", "signing",
      "slices", "sources", "target", "train", "validity"},

@@ -15,6 +15,7 @@ from edgekit.plain import printable
 
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
+    from edgekit.report.facts import Facts
 
 app = typer.Typer(
     help="Look into bundles, verify and sign them, without running anything of them.", no_args_is_help=True
@@ -122,6 +123,51 @@ def keygen(
         say(printable(f"{private}: private, keep it secret"))
         say(printable(f"{public}: public, give it to those who verify"))
         say(f"key {identity}")
+
+
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", help="report.json of the run that made it.", show_default=False)
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Write to this file, not to stdout.", show_default=False)]
+
+
+@app.command()
+@verb
+def bom(path: PathArgument, report: ReportFile = None, out: Out = None) -> None:
+    """Write the bill of materials of a bundle: CycloneDX 1.6 with model, data, runtime, licences and figures."""
+    from edgekit.report import bom as renderer
+
+    _write(renderer.render(_facts(path, report)), out)
+
+
+@app.command()
+@verb
+def card(path: PathArgument, report: ReportFile = None, out: Out = None) -> None:
+    """Write the model card of a bundle, in Markdown."""
+    from edgekit.report import card as renderer
+
+    _write(renderer.render(_facts(path, report)), out)
+
+
+def _facts(path: Path, report: Path | None) -> Facts:
+    from edgekit.bundle import open_bundle
+    from edgekit.report.facts import facts
+    from edgekit.report.report import read_report
+
+    return facts(open_bundle(path), read_report(report) if report else None)
+
+
+def _write(text: str, out: Path | None) -> None:
+    if out is None:
+        say(text)
+        return
+    from edgekit.errors import UsageError
+    from edgekit.report.report import write_text
+
+    try:
+        write_text(out, text)
+    except OSError as error:
+        raise UsageError(f"cannot write {out}: {error.strerror}. Check the folder and its permissions.") from error
 
 
 def _passphrase(*, confirm: bool) -> bytes:
