@@ -28,6 +28,20 @@ def interval(
     return float(min(low, least)), float(max(high, most))
 
 
+def rate(
+    samples: Sequence[float] | Floats, confidence: float = 0.95, draws: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Inferences a second where one follows the other, with a circular block bootstrap's two-sided interval."""
+    values = np.asarray(samples, np.float64)
+    n = len(values)
+    starts, ends = _blocks(n, draws, seed)
+    running = np.concatenate([[0.0], np.cumsum(np.resize(values, 2 * n))])
+    rates = n / (running[ends] - running[starts]).sum(axis=1)
+    low, high = np.quantile(rates, [(1 - confidence) / 2, (1 + confidence) / 2])
+    value = n / float(values.sum())
+    return value, min(value, float(low)), max(value, float(high))
+
+
 def binomial(n: int, p: float) -> Floats:
     """P[Binomial(n, p) <= k] for k from 0 to n; `0 < p < 1`."""
     k = np.arange(1, n + 1)
@@ -45,13 +59,10 @@ def _bootstrapped(
     more that are at most `t`, and those are counted block by block from one running sum.
     """
     n = len(values)
-    block = max(1, round(math.sqrt(n)))
-    starts = np.random.default_rng(seed).integers(0, n, (draws, math.ceil(n / block)))
-    ends = starts + block
-    ends[:, -1] -= starts.shape[1] * block - n  # so that every resample has n values
+    starts, ends = _blocks(n, draws, seed)
 
     def share(t: float) -> float:
-        running = np.concatenate([[0], np.cumsum(np.resize(values <= t, n + block))])
+        running = np.concatenate([[0], np.cumsum(np.resize(values <= t, 2 * n))])
         return float(np.mean((running[ends] - running[starts]).sum(axis=1) >= rank))
 
     found = []
@@ -62,3 +73,12 @@ def _bootstrapped(
             low, high = (low, middle) if share(ordered[middle]) >= level else (middle, high)
         found.append(float(ordered[high]))
     return found
+
+
+def _blocks(n: int, draws: int, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where the blocks of about sqrt(n) samples of every resample start and end, on a circle; all hold n samples."""
+    block = max(1, round(math.sqrt(n)))
+    starts = np.random.default_rng(seed).integers(0, n, (draws, math.ceil(n / block)))
+    ends = starts + block
+    ends[:, -1] -= starts.shape[1] * block - n
+    return starts, ends

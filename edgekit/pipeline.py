@@ -246,7 +246,7 @@ class Run:
 
     def _measuring(self) -> Measuring:
         settings = self.recipe.measure
-        judged = [c.metric.removeprefix("latency.p") for c in self.recipe.gate if c.metric.startswith("latency.p")]
+        judged = [c.name.removeprefix("latency.p") for c in self.recipe.gate if c.name.startswith("latency.p")]
         percentile = max(settings.percentile, *map(float, judged), 50.0)
         return Measuring(
             self.space, self.oracle, self.progress, settings.rounds, percentile, self.codes, devices=self.devices,

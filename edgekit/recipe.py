@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from edgekit.backends import BACKENDS
-from edgekit.clauses import Clause, check
+from edgekit.clauses import Clause, check_all
 from edgekit.datasource import ImageSettings, PreprocessSettings
 from edgekit.devices import device_names
 from edgekit.errors import UsageError
@@ -296,12 +296,9 @@ def _check_distinct(document: Document, planned: Sequence[PlannedTarget]) -> Non
 def _check_gate(document: Document, gate: Sequence[Clause], planned: Sequence[PlannedTarget]) -> None:
     names = {entry.target.name for entry in planned}
     backends = {backend for entry in planned for backend in entry.backends}
+    check_all(document, gate)
     for index, clause in enumerate(gate):
         place = ("gate", index)
-        try:
-            check(clause)
-        except UsageError as error:
-            raise document.error(place, str(error)) from None
         if clause.target is not None and clause.target not in names:
             raise document.error((*place, "target"), unknown("target of this recipe", clause.target, names))
         if clause.backend is not None and clause.backend not in backends:

@@ -27,8 +27,8 @@ class Rival:
     """The other bundle: what is known of it, how its predictions are read, and the file, for measuring it again.
 
     `bundle` fetches the file where that takes doing (from a store), and raises `AbsentError` where it is gone.
-    `stale` says why its stored numbers must not be held against new ones (another device, another runtime version),
-    and is empty where they may; answers on the same samples are compared all the same where only the device differs.
+    `stale` says why what is stored must not be held against new numbers (another device, another runtime version), and
+    is empty where it may. Sizes compare all the same, and so does what is measured again side by side.
     """
 
     name: str

@@ -82,3 +82,21 @@ def source_date() -> datetime | None:
         return datetime.fromtimestamp(int(found), UTC)
     except (ValueError, OverflowError, OSError) as error:
         raise UsageError(f"SOURCE_DATE_EPOCH must be whole seconds since 1970, got {found!r}.") from error
+
+
+def parse_energy(text: str | float) -> float:
+    """Joules; a bare number is joules already.
+
+    >>> parse_energy("5 mJ")
+    0.005
+    """
+    return _parse(text, "an energy", "'5 mJ'", {"": 1.0, "j": 1.0, "mj": 1e-3, "uj": 1e-6, "µj": 1e-6})
+
+
+def parse_rate(text: str | float) -> float:
+    """Inferences a second; a bare number is that already.
+
+    >>> parse_rate("200 /s")
+    200.0
+    """
+    return _parse(str(text).replace("/s", ""), "a number of inferences a second", "'200 /s'", {"": 1.0})

@@ -37,11 +37,14 @@ class Document:
 
     def error(self, place: Place, message: str) -> UsageError:
         """`file:LINE: a.b[0]: message`. A place without a line of its own has that of what holds it."""
-        known = place
-        while known and known not in self.lines:
-            known = known[:-1]
         where = f"{dotted(place)}: " if place else ""
-        return UsageError(f"{self.path}:{self.lines.get(known, 1)}: {where}{message}")
+        return UsageError(f"{self.path}:{self.line(place)}: {where}{message}")
+
+    def line(self, place: Place) -> int:
+        """The line of a place, or that of what holds it."""
+        while place and place not in self.lines:
+            place = place[:-1]
+        return self.lines.get(place, 1)
 
     def validate(self, model: type[ModelT], value: object, place: Place = ()) -> ModelT:
         """`value`, found at `place`, as a `model`.
@@ -76,10 +79,14 @@ def read_yaml(path: Path, what: str) -> Document:
     Raises:
         UsageError: missing, too large, not YAML, duplicate keys, or not a mapping.
     """
+    return parse_yaml(_read_text(path, what), path, what)
+
+
+def parse_yaml(text: str, path: Path, what: str) -> Document:
+    """`read_yaml` of text that came from `path`."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-    text = _read_text(path, what)
     try:
         root = YAML(typ="rt", pure=True).load(text)
     except MarkedYAMLError as error:

@@ -189,7 +189,8 @@ def test_a_broken_predictions_file_is_missing_with_its_message():
 @pytest.mark.parametrize("vs", ["baseline", "previous"])
 def test_no_comparable_baseline_is_missing(vs):
     found = one(Clause(metric="size", vs=vs, max_ratio=1.0))
-    assert (found.verdict, found.exit_code, found.reason) == ("missing", 1, f"no comparable {vs} is stored")
+    assert (found.verdict, found.exit_code) == ("missing", 1)
+    assert f"no comparable {vs}: none was given" in found.reason
 
 
 def test_throttled_timings_are_invalid_and_other_metrics_stand():

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgekit.cli import bundle, compare, devices, doctor, explain, profile, run, schema, targets
+from edgekit.cli import bundle, compare, devices, doctor, explain, gate, profile, run, schema, targets
 
 app = typer.Typer(
     name="edgekit",
@@ -21,6 +21,7 @@ app.command("run")(run.run)
 app.command("compare")(compare.compare)
 app.command("profile")(profile.profile)
 app.command("explain")(explain.explain)
+app.command("gate")(gate.gate)
 app.command("targets")(targets.targets)
 app.command("doctor")(doctor.doctor)
 app.command("schema")(schema.schema)

@@ -11,17 +11,20 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from edgekit.errors import UsageError
 from edgekit.model import Precision, Role
 from edgekit.report.robust import Robustness
-from edgekit.report.values import Bounds, Decibels, Interval, Metrics, Number, Numbers, Observed, Value
+from edgekit.report.values import Amount, Bounds, Decibels, Interval, Metrics, Number, Numbers, Observed, Value
 from edgekit.report.verdicts import Judgement
 
 SCHEMA_VERSION = 1
+LARGEST = 256_000_000
+"""Bytes of the largest report.json that is read."""
+
 
 Status = Literal["measured", "built", "emitted", "failed"]
 
@@ -44,8 +47,16 @@ class Latency(Value):
     p90: Bounds | None = None
     p95: Bounds | None = None
     p99: Bounds | None = None
-    n: int
+    n: int = Field(ge=0)
     samples_file: str | None = None
+
+    @model_validator(mode="after")
+    def _positive(self) -> Self:
+        for name in ("p50", "p90", "p95", "p99"):
+            seen = getattr(self, name)
+            if seen is not None and seen.low < 0:
+                raise ValueError(f"{name}: {seen.low:g} s is negative")
+        return self
 
 
 class Paired(Value):
@@ -105,18 +116,18 @@ class Result(Value):
     device: DeviceInfo | None = None
     bundle: str | None = None
     bundle_sha256: str | None = None
-    size_bytes: int | None = None
-    bundle_bytes: int | None = None
+    size_bytes: int | None = Field(default=None, ge=0)
+    bundle_bytes: int | None = Field(default=None, ge=0)
     predictions_file: str | None = None
     metrics: Metrics | None = None
     per_class: tuple[ClassMetrics, ...] = ()
     robustness: Robustness | None = None
     latency_s: Latency | None = None
     paired: tuple[Paired, ...] = ()
-    load_s: Number = None
-    first_inference_s: Number = None
-    peak_rss_bytes: int | None = None
-    energy_j: Number = None
+    load_s: Amount = None
+    first_inference_s: Amount = None
+    peak_rss_bytes: int | None = Field(default=None, ge=0)
+    energy_j: Amount = None
     energy_net_j: Number = None
     energy_meter: str = ""
     energy_reason: str = ""
@@ -281,10 +292,14 @@ def read_report(path: Path) -> Report:
         UsageError: the file is missing, is not JSON, or is not a report of this schema version.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise UsageError(f"{path}: more than {LARGEST} bytes: not the report.json of a run.")
+        data = json.loads(content)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}. Give the report.json of a run.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not valid JSON ({error}). Give the report.json of a run.") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:

@@ -8,10 +8,11 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from edgekit.plain import printable
 from edgekit.report import robust_table, words
 from edgekit.report.quantities import NOTHING, show, show_count
 from edgekit.report.report import Report, Result
-from edgekit.report.verdicts import Judgement
+from edgekit.report.verdicts import GateFile, Judgement
 
 WIDTH = 100
 _STYLES = {"pass": "green", "fail": "red", "unsure": "yellow"}
@@ -35,9 +36,29 @@ def render(report: Report) -> RenderableType:
 
 def text(report: Report, width: int = WIDTH) -> str:
     """The same without colours, as one string."""
+    return _plain(render(report), width)
+
+
+def render_gate(gate: GateFile) -> RenderableType:
+    """Every judgement of a gate, its warnings, and the outcome."""
+    parts: list[RenderableType] = [_gate(gate.judgements)]
+    if gate.warnings:
+        parts += [Text(""), *(_line("!", line, "yellow") for line in gate.warnings)]
+    outcome = Text(f"{words.ending(gate.exit_code)}", style=f"bold {_style(gate.exit_code)}")
+    tries = f", after {words.plural(gate.attempts, 'attempt')}" if gate.attempts > 1 else ""
+    said = f": {words.tally(gate.judgements)}{tries} (exit code {gate.exit_code})."
+    return Group(*parts, Text(""), Text.assemble(outcome, said))
+
+
+def gate_text(gate: GateFile, width: int = WIDTH) -> str:
+    """The same without colours, as one string."""
+    return _plain(render_gate(gate), width)
+
+
+def _plain(shown: RenderableType, width: int) -> str:
     console = Console(width=width, color_system=None, force_terminal=False, highlight=False)
     with console.capture() as capture:
-        console.print(render(report))
+        console.print(shown)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
@@ -47,7 +68,7 @@ def _heading(report: Report) -> Text:
     facts = [show(source.size_bytes, "bytes")]
     facts += [f"{show_count(source.macs)} MACs"] if source.macs else []
     facts += [f"accuracy {words.accuracy(accuracy)}"] if accuracy else []
-    return Text.assemble((source.name, "bold"), f" as it came: {', '.join(facts)}")
+    return Text.assemble((printable(source.name), "bold"), f" as it came: {', '.join(facts)}")
 
 
 def _target(report: Report, target: str) -> Table:
@@ -137,7 +158,7 @@ def _line(mark: str, line: str, style: str) -> RenderableType:
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(width=1)
     grid.add_column(overflow="fold")
-    grid.add_row(Text(mark, style=style), Text(line))
+    grid.add_row(Text(mark, style=style), Text(printable(line)))
     return grid
 
 
@@ -145,24 +166,27 @@ def _gate(judged: Sequence[Judgement]) -> Group:
     """Each clause, then its verdict on every bundle that it covers."""
     parts: list[RenderableType] = []
     for clause in dict.fromkeys(entry.clause for entry in judged):
-        parts.append(Text(clause, style="bold"))
+        parts.append(Text(printable(clause), style="bold"))
         table = Table.grid(padding=(0, 1, 0, 0))
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for entry in (j for j in judged if j.clause == clause):
             where = ", ".join(part for part in (entry.target, entry.backend) if part)
             verdict = Text(f"  {entry.verdict}", style=_STYLES[words.tone(entry.verdict)])
-            table.add_row(verdict, Text(f"{where}: {entry.reason}" if where else entry.reason))
+            table.add_row(verdict, Text(printable(f"{where}: {entry.reason}" if where else entry.reason)))
         parts.append(table)
     return Group(*parts)
 
 
 def _verdict(report: Report) -> Text:
-    style = "green" if report.exit_code == 0 else "yellow" if report.exit_code in (3, 4) else "red"
     shipped = sum(r.ships for r in report.results)
     outcome = words.outcome(report)
     return Text.assemble(
-        (outcome, f"bold {style}"),
+        (outcome, f"bold {_style(report.exit_code)}"),
         f": {words.counted(report)}; {words.plural(shipped, 'bundle')} marked * ship{'s' if shipped == 1 else ''}"
         f" (exit code {report.exit_code}).",
     )
+
+
+def _style(exit_code: int) -> str:
+    return "green" if exit_code == 0 else "yellow" if exit_code in (3, 4) else "red"

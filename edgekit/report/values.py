@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 IDENTICAL_DB = 300.0
 """The signal-to-noise ratio written for outputs that are equal bit for bit (infinite, which JSON cannot hold)."""
@@ -31,6 +31,9 @@ def _decibels(value: Any) -> Any:
 
 Number = Annotated[float | None, BeforeValidator(finite)]
 Decibels = Annotated[float | None, BeforeValidator(_decibels)]
+Amount = Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(finite)]
+"""A time, an energy: never negative."""
+
 Numbers = Annotated[dict[str, float], BeforeValidator(_finite_values)]
 
 
@@ -48,6 +51,12 @@ class Bounds(Value):
     low: float
     high: float
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low:g} is above high {self.high:g}")
+        return self
+
 
 class Interval(Bounds):
     """A value with its 95 % interval, from `n` samples."""
@@ -56,9 +65,13 @@ class Interval(Bounds):
 
 
 class Observed(Interval):
-    """What a clause was judged on, in `unit` ("s", "bytes", "" for shares and ratios, ...)."""
+    """What a clause was judged on, in `unit` ("s", "bytes", "share", "ratio", ...).
+
+    `of` names the class or the slice where it is the worst of several.
+    """
 
     unit: str = ""
+    of: str = ""
 
 
 class Metrics(Value):

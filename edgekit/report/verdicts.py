@@ -16,6 +16,7 @@ LARGEST = 64_000_000
 """Bytes of the largest gate.json that is read."""
 
 Verdict = Literal["pass", "fail", "warn", "inconclusive", "invalid", "missing"]
+Kind = Literal["", "min", "max", "max_regression", "max_ratio"]
 
 
 class Judgement(Value):
@@ -35,7 +36,7 @@ class Judgement(Value):
     reason: str
     exit_code: int = 0
     metric: str = ""
-    kind: Literal["", "min", "max", "max_regression", "max_ratio"] = ""
+    kind: Kind = ""
     vs: str | None = None
     severity: Literal["fail", "warn"] = "fail"
     confidence: float = 0.95

@@ -55,7 +55,7 @@ def test_json_holds_what_is_promised(report):
     assert result["latency_s"]["p50"].keys() == {"value", "low", "high"}
     assert result["paired"][0].keys() == {"vs", "statistic", "ratio", "low", "high", "rounds", "samples_file"}
     assert {"clause", "target", "backend", "verdict", "observed", "limit", "reason"} <= data["gate"][0].keys()
-    assert data["gate"][0]["observed"].keys() == {"value", "low", "high", "unit", "n"}
+    assert data["gate"][0]["observed"].keys() == {"value", "low", "high", "unit", "n", "of"}
     assert data["exit_code"] == 7
 
 

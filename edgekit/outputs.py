@@ -1,0 +1,92 @@
+"""Everything that a gate writes, from the one value that `gate.json` holds."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from edgekit.errors import UsageError
+from edgekit.report.report import write_text
+from edgekit.report.verdicts import GateFile
+from edgekit.workspace import writing_to
+
+RENDERERS = {
+    "junit": "edgekit.report.junit:render",
+    "markdown": "edgekit.report.gate_markdown:render",
+    "gitlab_code_quality": "edgekit.report.gitlab:code_quality",
+    "gitlab_metrics": "edgekit.report.gitlab:metrics",
+}
+"""Field of `Outputs` -> what makes its text from a `GateFile`."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where to write what; None is not written. `annotations` is `auto`, `github` or `none`."""
+
+    out: Path
+    junit: Path | None = None
+    markdown: Path | None = None
+    gitlab_code_quality: Path | None = None
+    gitlab_metrics: Path | None = None
+    badge: Path | None = None
+    history: Path | None = None
+    annotations: str = "auto"
+
+    def check(self) -> None:
+        """Refuse what could not be written, before anything is measured.
+
+        Raises:
+            UsageError: an unknown choice, a badge of no known kind, or a folder that is not there.
+        """
+        if self.annotations not in ("auto", "github", "none"):
+            raise UsageError(f"--annotations {self.annotations!r}: use auto, github or none.")
+        if self.badge is not None and self.badge.suffix not in (".svg", ".json"):
+            raise UsageError(f"--badge {self.badge}: a badge is an .svg, or a .json for shields.io.")
+        asked = (self.out, *(path for path, _ in self._rendered()), self.badge, self.history)
+        given = [path for path in asked if path is not None]
+        for path in given:
+            if path.is_dir():
+                raise UsageError(f"{path}: is a folder. Give the path of a file.")
+            if not path.parent.is_dir():
+                raise UsageError(f"{path}: there is no folder {path.parent}. Make it first.")
+        if len({path.absolute() for path in given}) < len(given):
+            raise UsageError("two outputs would be written to the same file. Give each its own.")
+
+    def write(self, gate: GateFile) -> None:
+        """Write all that is asked for, `gate.json` first, each as a whole or not at all.
+
+        In GitHub Actions the summary goes to the job's page too.
+        """
+        with writing_to(self.out.parent):
+            value = gate.model_dump(mode="json")
+            write_text(self.out, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+            for path, place in self._rendered():
+                module, _, name = place.partition(":")
+                write_text(path, getattr(import_module(module), name)(gate))
+            self._write_badge(gate)
+            self._summarise(gate)
+            if self.history is not None:
+                import_module("edgekit.report.history").append(gate, self.history)
+
+    def commands(self, gate: GateFile) -> str:
+        """Annotations for the log of a CI job, or "" where none are wanted."""
+        if self.annotations == "none" or (self.annotations == "auto" and os.environ.get("GITHUB_ACTIONS") != "true"):
+            return ""
+        return str(import_module("edgekit.report.annotations").render(gate))
+
+    def _rendered(self) -> list[tuple[Path, str]]:
+        """Where to write what, and the function that makes it."""
+        return [(path, RENDERERS[name]) for name in RENDERERS if (path := getattr(self, name)) is not None]
+
+    def _write_badge(self, gate: GateFile) -> None:
+        if self.badge is not None:
+            badge = import_module("edgekit.report.badge")
+            write_text(self.badge, badge.svg(gate) if self.badge.suffix == ".svg" else badge.endpoint(gate))
+
+    def _summarise(self, gate: GateFile) -> None:
+        if os.environ.get("GITHUB_STEP_SUMMARY"):
+            gate_markdown = import_module("edgekit.report.gate_markdown")
+            gate_markdown.append_summary(gate_markdown.render(gate))
