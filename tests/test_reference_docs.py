@@ -97,7 +97,8 @@ def test_the_recipe_page_has_every_metric(repo_root):
     rows = re.search(r"^\| metric \|.*\n(?:\|.*\n?)+", text, re.MULTILINE)
     assert rows
     first = [line.split("|")[1] for line in rows[0].splitlines()[2:]]
-    assert sorted(re.findall(r"`([^`]+)`", " ".join(first))) == sorted(clauses.UNITS)
+    named = [n for n in re.findall(r"`([^`]+)`", " ".join(first)) if not n.startswith(tuple(clauses.FAMILIES))]
+    assert sorted(named) == sorted(clauses.UNITS)
 
 
 @pytest.mark.parametrize("heading", REPORT)

@@ -69,7 +69,7 @@ def gate(
         gitlab_metrics=gitlab_metrics,
         badge=badge,
         history=history,
-        annotations=annotations,
+        annotations=annotations,  # type: ignore[arg-type]  # checked below
     )
     outputs.check()
     with stdout_for_results(), progress_on_stderr(quiet=quiet) as progress:
