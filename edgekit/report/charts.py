@@ -68,16 +68,28 @@ class Axis:
     show: Callable[[float], str]
 
 
-def scatter(points: Sequence[Point], x: Axis, y: Axis, label: str) -> Markup:
-    """Points with vertical intervals; those of one series are joined in order."""
-    across = scale([p.x for p in points])
-    up = scale([v for p in points for v in (p.low, p.high)], log=False)
+def scatter(
+    points: Sequence[Point],
+    x: Axis,
+    y: Axis,
+    label: str,
+    *,
+    log: bool | None = None,
+    limit: tuple[str, float] | None = None,
+) -> Markup:
+    """Points with vertical intervals; those of one series are joined in order.
+
+    `log` is that of the horizontal scale; `limit` draws a line across with its name.
+    """
+    across = scale([p.x for p in points], log=log)
+    up = scale([v for p in points for v in (p.low, p.high)] + ([limit[1]] if limit else []), log=False)
     paths = []
     for series in sorted({p.series for p in points if p.series >= 0}):
         corners = " ".join(f"{_x(across, p.x):.1f},{_y(up, p.y):.1f}" for p in points if p.series == series)
         paths.append(el("polyline", points=corners, class_=f"trail s{series}"))
     marks = [_mark(p, _x(across, p.x), _y(up, p.low), _y(up, p.y), _y(up, p.high)) for p in points]
-    return _frame([_grid(across, up, x, y), *paths, *marks], label)
+    line = _limit(limit, _y(up, limit[1]), WIDTH - RIGHT) if limit else []
+    return _frame([_grid(across, up, x, y), *line, *paths, *marks], label)
 
 
 def lines(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], x: Axis, y: Axis, label: str) -> Markup:
@@ -126,14 +138,17 @@ def bars(values: Sequence[Bar], y: Axis, x_label: str, label: str, limit: tuple[
         form = el("rect", x=left, y=top, width=0.76 * step, height=max(floor - top, 0.5), class_="fill")
         parts.append(el("g", el("title", bar.title), form, class_=f"point s{bar.series}", tabindex="0", role="img"))
     if limit:
-        at = _y(up, limit[1])
-        parts.append(el("line", x1=LEFT, x2=right, y1=at, y2=at, class_="limit"))
-        parts.append(el("text", limit[0], x=right, y=at - 5, class_="tick end"))
+        parts += _limit(limit, _y(up, limit[1]), right)
     parts.append(el("line", x1=LEFT, x2=right, y1=floor, y2=floor, class_="axis"))
     parts.append(el("text", x_label, x=(LEFT + right) / 2, y=HEIGHT - 8, class_="label mid"))
     side = (TOP + floor) / 2
     parts.append(el("text", y.label, x=12, y=side, transform=f"rotate(-90 12 {side:g})", class_="label mid"))
     return _frame(parts, label, width)
+
+
+def _limit(limit: tuple[str, float], at: float, right: float) -> list[Markup]:
+    line = el("line", x1=LEFT, x2=right, y1=at, y2=at, class_="limit")
+    return [line, el("text", limit[0], x=right, y=at - 5, class_="tick end")]
 
 
 def _nice(value: float) -> int:

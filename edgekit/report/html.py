@@ -81,7 +81,7 @@ def _header(report: Report) -> Markup:
     meta = [
         f"Recipe {recipe}" if recipe else None,
         f"Scored on {data.n:,} samples of {data.name} ({data.split})" if data else None,
-        f"Finished {_moment(report.created)}",
+        f"Finished {moment(report.created)}",
         f"edgekit {report.edgekit}",
     ]
     return el(
@@ -99,7 +99,7 @@ def _header(report: Report) -> Markup:
     )
 
 
-def _moment(created: str) -> str:
+def moment(created: str) -> str:
     """An ISO 8601 time as people write it; any other text as it is."""
     try:
         return f"{datetime.fromisoformat(created).astimezone(UTC):%Y-%m-%d %H:%M} UTC"

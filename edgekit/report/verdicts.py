@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -76,6 +76,16 @@ class GateFile(Value):
     exit_code: int
     judgements: tuple[Judgement, ...] = ()
     warnings: tuple[str, ...] = Field(default=())
+
+
+def gate_schema() -> dict[str, Any]:
+    """JSON Schema of `gate.json`.
+
+    >>> gate_schema()["properties"]["schema_version"]["const"]
+    1
+    """
+    schema = GateFile.model_json_schema(mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "edgekit gate.json"}
 
 
 def read_gate(path: Path) -> GateFile:
