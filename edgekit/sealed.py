@@ -30,6 +30,7 @@ LONGEST_NAME = 255
 """Bytes of each part of a member's name, as on usual file systems."""
 
 _LOCAL = struct.Struct("<4s5H3I2H")
+_END = struct.Struct("<4s4H2IH")
 _PLAIN_FLAGS = 0x800
 """The one flag that a member may have: its name is UTF-8."""
 
@@ -38,14 +39,16 @@ def misplaced(path: Path) -> str:
     """Why the zip does not begin and end where the file does, or "": what trails or leads would run unseen."""
     with path.open("rb") as file:
         start = file.read(4)
-        if file.seek(0, os.SEEK_END) < seal.LENGTH + 22:
+        if file.seek(0, os.SEEK_END) < seal.LENGTH + _END.size:
             return "the file is too short to be a bundle"
-        file.seek(-seal.LENGTH - 22, os.SEEK_END)
-        end = file.read(22)
+        file.seek(-seal.LENGTH - _END.size, os.SEEK_END)
+        end = file.read(_END.size)
     if start != b"PK\3\4" or end[:4] != b"PK\5\6" or int.from_bytes(end[20:], "little") != seal.LENGTH:
         return "the zip does not begin and end where the file does"
-    size, offset = int.from_bytes(end[12:16], "little"), int.from_bytes(end[16:20], "little")
-    if size + offset + 22 + seal.LENGTH != path.stat().st_size:
+    _, *disks, size, offset, _ = _END.unpack(end)
+    if disks[:2] != [0, 0] or disks[2] != disks[3]:
+        return "the zip's end record tells of other disks"
+    if size + offset + _END.size + seal.LENGTH != path.stat().st_size:
         return "the zip's directory is not where its end record says"
     if size > LARGEST_DIRECTORY:
         return f"the zip's directory takes {size} bytes: no bundle has so many members"
@@ -89,6 +92,10 @@ def check_members(path: Path, file: IO[bytes], infos: Sequence[zipfile.ZipInfo],
         if reason := _odd(info):
             raise IntegrityError(f"{path}: member {shortened(info.filename)} {reason}: not a bundle")
     _check_distinct(path, [info.filename for info in infos])
+    file.seek(-seal.LENGTH - _END.size, os.SEEK_END)
+    told = _END.unpack(file.read(_END.size))[4]
+    if told != len(infos):
+        raise IntegrityError(f"{path}: its directory has {len(infos)} members, its end record tells of {told}")
     place = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.header_offset != place:

@@ -25,7 +25,13 @@ RUNTIMES = {
 }
 """How the packages begin that a bundle of each backend needs where it runs; others converted the model."""
 
-_METRICS = (("precision", "share"), ("recall", "share"), ("f1", "share"), ("loss", "nats"))
+_METRICS = (
+    ("precision", "share"),
+    ("recall", "share"),
+    ("f1", "share"),
+    ("loss", "nats"),
+    ("calibration_error", "share"),
+)
 _PLAIN = (
     ("agreement", "share", "agreement with the reference"),
     ("snr_db", "dB", "signal-to-noise ratio against the reference"),
@@ -146,7 +152,12 @@ def _metrics(result: Result) -> Iterator[Metric]:
             value = getattr(result.metrics, name)
             if value is not None:
                 low, high = result.metrics.intervals.get(name, (value, value))
-                yield Metric(name, Bounds(value=value, low=low, high=high), unit)
+                yield Metric(name.replace("_", " "), Bounds(value=value, low=low, high=high), unit)
+    if result.robustness:
+        if result.robustness.mean:
+            yield Metric("accuracy on corrupted samples", result.robustness.mean, "share")
+        for condition in result.robustness.conditions:
+            yield Metric(f"accuracy under {condition.name}", condition.accuracy, "share")
     for name in ("p50", "p90", "p95", "p99"):
         bounds = getattr(result.latency_s, name, None)
         if bounds and not result.invalid and not result.absolute_invalid:

@@ -19,6 +19,8 @@ from edgekit.errors import IntegrityError, MissingDependencyError, UsageError
 from edgekit.report import bom, card
 from edgekit.report.facts import Facts, facts
 from edgekit.report.report import Report
+from edgekit.report.robust import Condition, Robustness
+from edgekit.report.values import Interval
 
 pytest.importorskip("cyclonedx")
 
@@ -108,6 +110,18 @@ def test_the_model_card_has_the_figures_of_the_report(found, told):
     assert {m["slice"] for m in metrics if "slice" in m} == set(report_samples.CLASSES)
     assert any("latency p50 over that of reference" in m["type"] for m in metrics)
     assert any("Accuracy" in line for line in model["considerations"]["performanceTradeoffs"])
+
+
+def test_robustness_is_among_the_figures(bundle, told):
+    seen = Interval(value=0.7, low=0.68, high=0.72, n=2000)
+    condition = Condition(name="gaussian_noise.3", kind="corruption", accuracy=seen)
+    robust = Robustness(n=2000, clean=seen, mean=seen, conditions=(condition,))
+    results = tuple(r.model_copy(update={"robustness": robust}) for r in told.results)
+    found = facts(bundle, told.model_copy(update={"results": results}))
+    analysis = components(bom.render(found))["model"]["modelCard"]["quantitativeAnalysis"]
+    names = {metric["type"] for metric in analysis["performanceMetrics"]}
+    assert {"accuracy on corrupted samples [share]", "accuracy under gaussian_noise.3 [share]"} <= names
+    assert "| accuracy on corrupted samples | 70.00 %" in card.render(found)
 
 
 def test_the_same_bundle_and_report_give_the_same_bytes(bundle, told, monkeypatch):

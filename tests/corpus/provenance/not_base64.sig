@@ -1,0 +1,1 @@
+{"payload": "\u00e9===", "payloadType": "application/vnd.in-toto+json", "signatures": [{"keyid": "", "sig": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="}]}

@@ -1,0 +1,1 @@
+{"payload": "e30=", "payloadType": "text/plain", "signatures": [{"keyid": "", "sig": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="}]}
