@@ -16,6 +16,7 @@ from edgekit.plain import printable
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
     from edgekit.report.facts import Facts
+    from edgekit.report.report import Report
 
 app = typer.Typer(
     help="Look into bundles, verify and sign them, without running anything of them.", no_args_is_help=True
@@ -23,6 +24,9 @@ app = typer.Typer(
 PathArgument = Annotated[Path, typer.Argument(help="A .edge file.", show_default=False)]
 PathsArgument = Annotated[list[Path], typer.Argument(help=".edge files.", show_default=False)]
 Key = Annotated[Path, typer.Option(help="The private key, a PEM file.", show_default=False)]
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", help="report.json of the run that made it.", show_default=False)
+]
 Keys = Annotated[
     list[Path] | None,
     typer.Option("--key", help="A public key that is trusted, a PEM file; may be given again.", show_default=False),
@@ -49,15 +53,17 @@ def inspect(path: PathArgument, as_json: Json = False) -> None:
 
 @app.command()
 @verb
-def verify(paths: PathsArgument, key: Keys = None, as_json: Json = False) -> int:
-    """Check every byte of bundles against their digests, and with --key who signed them; ends with 8 if one fails."""
+def verify(paths: PathsArgument, key: Keys = None, report: ReportFile = None, as_json: Json = False) -> int:
+    """Check every byte of bundles, with --key who signed them, with --report what was measured; 8 if one fails."""
     from edgekit.errors import EdgekitError, worst
+    from edgekit.report.report import read_report
 
+    told = read_report(report) if report else None
     rows: list[dict[str, Any]] = []
     codes = []
     for path in paths:
         try:
-            rows.append(_verified(path, key or []))
+            rows.append(_verified(path, key or [], told))
         except EdgekitError as error:
             if len(paths) == 1:
                 raise
@@ -71,11 +77,12 @@ def verify(paths: PathsArgument, key: Keys = None, as_json: Json = False) -> int
             print(printable(f"edgekit: {row['error']}"), file=sys.stderr)
         else:
             by = f", signed by {row['signed_by']} ({row['key']})" if "signed_by" in row else ""
-            say(printable(f"{row['path']}: intact, sha256 {row['sha256']}{by}"))
+            seen = f", measured as {row['measured']}" if "measured" in row else ""
+            say(printable(f"{row['path']}: intact, sha256 {row['sha256']}{by}{seen}"))
     return int(worst(codes))
 
 
-def _verified(path: Path, keys: list[Path]) -> dict[str, Any]:
+def _verified(path: Path, keys: list[Path], report: Report | None) -> dict[str, Any]:
     """The bundle is opened after its signature was checked: nobody's file but a trusted one's is parsed then."""
     from edgekit.bundle import open_bundle
 
@@ -85,7 +92,12 @@ def _verified(path: Path, keys: list[Path]) -> dict[str, Any]:
 
         signer = check_signature(path, keys)
         signed = {"signed_by": signer.key_id, "key": str(signer.key), "signed_at": signer.created}
-    return {"path": str(path), "sha256": open_bundle(path).sha256, "intact": True, **signed}
+    bundle, found = open_bundle(path), {}
+    if report is not None:
+        from edgekit.report.facts import measured
+
+        found = {"measured": measured(bundle, report).key}
+    return {"path": str(path), "sha256": bundle.sha256, "intact": True, **signed, **found}
 
 
 @app.command()
@@ -125,9 +137,6 @@ def keygen(
         say(f"key {identity}")
 
 
-ReportFile = Annotated[
-    Path | None, typer.Option("--report", help="report.json of the run that made it.", show_default=False)
-]
 Out = Annotated[Path | None, typer.Option("--out", help="Write to this file, not to stdout.", show_default=False)]
 
 

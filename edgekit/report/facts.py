@@ -96,7 +96,7 @@ def facts(bundle: Bundle, report: Report | None = None) -> Facts:
         UsageError: the report has no result for such a bundle.
         IntegrityError: it has one, and that is of another file.
     """
-    result = _result(bundle, report) if report else None
+    result = measured(bundle, report) if report else None
     manifest = bundle.manifest
     task = manifest.data.get("task", "") or (report.data.task if report and report.data else "")
     with bundle.path.open("rb") as file:
@@ -120,7 +120,13 @@ def described(tensors: Sequence[TensorEntry]) -> list[str]:
     return [f"{t.name}: {t.dtype} [{', '.join(map(str, t.shape))}]" for t in tensors]
 
 
-def _result(bundle: Bundle, report: Report) -> Result:
+def measured(bundle: Bundle, report: Report) -> Result:
+    """The result of a bundle in a report.
+
+    Raises:
+        UsageError: the report has no result for such a bundle.
+        IntegrityError: it has one, and that is of another file.
+    """
     wanted = bundle.manifest
     exact = next((r for r in report.results if r.bundle_sha256 == bundle.sha256), None)
     key = f"{wanted.target}/{wanted.backend}/{wanted.role}/{wanted.precision}"
@@ -136,8 +142,8 @@ def _libraries(bundle: Bundle, result: Result | None) -> Iterator[Library]:
     manifest, runtimes = bundle.manifest, RUNTIMES.get(bundle.manifest.backend)
     if manifest.edgekit:
         yield Library(DISTRIBUTION, manifest.edgekit, manifest.licences.get(DISTRIBUTION, ""), True)
-    measured = result.device.versions.get("numpy", "") if result and result.device else ""
-    yield Library("numpy", measured, manifest.licences.get("numpy", ""), True)
+    numpy = result.device.versions.get("numpy", "") if result and result.device else ""
+    yield Library("numpy", numpy, manifest.licences.get("numpy", ""), True)
     for name, version in manifest.versions.items():
         if name != "compute_capability":  # of a GPU, not of a package
             runs = runtimes is None or name.replace("_", "-").startswith(runtimes)

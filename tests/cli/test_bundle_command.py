@@ -67,6 +67,29 @@ def test_verify_tells_unsigned_foreign_and_changed_from_signed(bundle, tmp_path)
     assert "cannot read" in refused(edgekit("verify", "small.edge", "--key", "none.pub", cwd=tmp_path), 2)
 
 
+def test_verify_tells_what_was_measured_from_another_build(bundle, tmp_path):
+    from edgekit.report.report import Report, Result, SourceInfo, write_report
+
+    def write(sha256: str | None, role: str = "float") -> None:
+        result = Result(
+            target="x86-64", backend="onnxruntime", precision="fp32", role=role, status="built", bundle_sha256=sha256
+        )
+        source = SourceInfo(name="small", size_bytes=1)
+        told = Report(edgekit="0", created="2026-01-01T00:00:00+00:00", source=source, results=(result,))
+        write_report(told, tmp_path / "report.json")
+
+    words = ("verify", "small.edge", "--report", "report.json")
+    write(bundle.sha256)
+    done = edgekit(*words, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.endswith("measured as x86-64/onnxruntime/float/fp32\n"), done.stderr
+    write("0" * 64)
+    assert "not the bundle that was measured" in refused(edgekit(*words, cwd=tmp_path), 8)
+    write(None)
+    assert "no bundle_sha256" in refused(edgekit(*words, cwd=tmp_path), 8)
+    write("0" * 64, role="reference")
+    assert "no result for" in refused(edgekit(*words, cwd=tmp_path), 2)
+
+
 def test_a_passphrase_comes_from_the_environment(bundle, tmp_path):
     assert PASSPHRASE in refused(edgekit("keygen", "--passphrase", cwd=tmp_path), 2)
     assert edgekit("keygen", "--passphrase", cwd=tmp_path, EDGEKIT_KEY_PASSPHRASE="open").returncode == 0

@@ -77,6 +77,14 @@ def test_the_bill_of_materials_is_valid_with_and_without_a_report(bundle, found)
         assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
 
 
+def test_the_library_reads_it_back(found):
+    from cyclonedx.model.bom import Bom
+
+    read = Bom.from_json(json.loads(bom.render(found)))
+    assert {component.name for component in read.components} >= {"small", "clothes", "onnxruntime", "numpy"}
+    read.validate()
+
+
 def test_it_names_model_data_runtime_and_their_licences(found):
     parts = components(bom.render(found))
     assert parts["model"]["type"] == "machine-learning-model"
