@@ -185,3 +185,30 @@ def test_one_of_several_inputs_is_changed(tmp_path):
     assert seen.clean.value == 1.0 and seen.condition("noise.5").accuracy.value < 1.0
     settings = json.loads((tmp_path / "out" / "report.json").read_text())["results"][0]["robustness"]["settings"]
     assert settings["severities"] == [1, 3, 5]
+
+
+def test_an_int8_network_that_is_as_accurate_and_saturates_in_bright_light_is_seen(tmp_path):
+    """Calibrated on dim pictures alone: int8 has no numbers for brighter ones, and float has."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(90, 120, (400, 8, 8), dtype=np.uint8)
+    labels = np.arange(400) % 4
+    for image, label in zip(images, labels, strict=True):
+        image[label // 2 * 4 : label // 2 * 4 + 4, label % 2 * 4 : label % 2 * 4 + 4] += 12
+    onnx.save(network(), tmp_path / "net.onnx")
+    arrays = {"train_x": images[:200], "train_y": labels[:200], "test_x": images[200:], "test_y": labels[200:]}
+    np.savez(tmp_path / "data.npz", **arrays)
+    report, _ = run(tmp_path, "{corruptions: [brightness, jpeg], severities: [1, 5]}")
+    of = {r.role: r for r in report.results}
+    clean = [of[role].accuracy for role in ("reference", "quantized")]
+    assert clean[0].value - clean[1].value <= 0.01, "as accurate"
+    seen = of["quantized"].robustness
+    assert seen.condition("brightness.5").lost.low > 0.3 and seen.lost.low > 0.05
+    assert of["float"].robustness.lost.value == 0 and of["reference"].robustness.lost is None
+    (line,) = [line for line in report.warnings if "less robust" in line]
+    assert line.startswith("x86-64 onnxruntime: the quantized int8 bundle is less robust: it loses ")
+    kept = {
+        role: [read_predictions(tmp_path / "out" / c.predictions_file) for c in of[role].robustness.corruptions]
+        for role in ("reference", "quantized")
+    }
+    gap = paired_mean(kept["reference"], kept["quantized"])
+    assert (gap.value, gap.low, gap.high) == (seen.lost.value, seen.lost.low, seen.lost.high)
