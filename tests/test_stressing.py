@@ -197,7 +197,16 @@ def test_an_int8_network_that_is_as_accurate_and_saturates_in_bright_light_is_se
     onnx.save(network(), tmp_path / "net.onnx")
     arrays = {"train_x": images[:200], "train_y": labels[:200], "test_x": images[200:], "test_y": labels[200:]}
     np.savez(tmp_path / "data.npz", **arrays)
-    report, _ = run(tmp_path, "{corruptions: [brightness, jpeg], severities: [1, 5]}")
+    gate = """
+gate:
+  - {metric: accuracy, target: x86-64, vs: reference, max_regression: 3pp}
+  - {metric: worst_class, target: x86-64, vs: reference, max_regression: 25pp}
+  - {metric: robustness.mean, target: x86-64, vs: reference, max_regression: 3pp}
+  - {metric: robustness.brightness.5, target: x86-64, min: 80%}
+"""
+    report, _ = run(tmp_path, "{corruptions: [brightness, jpeg], severities: [1, 5]}" + gate)
+    assert [j.verdict for j in report.gate] == ["pass", "pass", "fail", "fail"], report.gate
+    assert report.exit_code == 1
     of = {r.role: r for r in report.results}
     clean = [of[role].accuracy for role in ("reference", "quantized")]
     assert clean[0].value - clean[1].value <= 0.01, "as accurate"

@@ -21,6 +21,9 @@ stages:
   - quantize: {{samples: 256}}
 targets: [{{target: x86-64, backends: [onnxruntime]}}]
 robustness: {{corruptions: [brightness, contrast], severities: [1], adversarial: {{}}, samples: 1000}}
+gate:
+  - {{metric: accuracy, target: x86-64, vs: reference, max_regression: 1.5pp}}
+  - {{metric: robustness.mean, target: x86-64, vs: reference, max_regression: 1.5pp}}
 """
 
 
@@ -39,5 +42,6 @@ def test_a_pruned_network_that_is_as_accurate_and_less_robust_is_seen(repo_root,
     clean = paired_accuracy(*kept)
     assert clean.n == 10_000 and clean.high < 0.015, clean
     assert after.robustness.lost.low > 0.02 and after.robustness.lost.value > 2 * clean.value, after.robustness
+    assert [judgement.verdict for judgement in report.gate] == ["pass", "fail"] and report.exit_code == 1
     assert any("the quantized int8 bundle is less robust" in line for line in report.warnings)
     assert before.robustness.condition("adversarial.pgd").accuracy.value < before.robustness.clean.value - 0.1
