@@ -24,7 +24,15 @@ from edgekit.agent import seal
 from edgekit.agent.arrays import write_npz
 from edgekit.errors import DeviceError, IntegrityError, UsageError
 from edgekit.model import Precision, Role
-from edgekit.sealed import LARGEST_MANIFEST, check_arrays, check_members, check_name, misplaced, shortened
+from edgekit.sealed import (
+    LARGEST_MANIFEST,
+    check_arrays,
+    check_distinct,
+    check_members,
+    check_name,
+    misplaced,
+    shortened,
+)
 
 AGENT = Path(__file__).parent / "agent"
 RUNNER_FILES: dict[str, tuple[str, ...]] = {
@@ -157,6 +165,7 @@ def write_bundle(
     members |= extra or {}
     for name in members:
         check_name(name, UsageError)
+    check_distinct(path, list(members), UsageError)
     full = manifest.model_copy(update={"members": {name: _sha256(members[name]) for name in sorted(members)}})
     members["manifest.json"] = full.model_dump_json(indent=1).encode()
     with _replacing(path) as file:

@@ -91,7 +91,7 @@ def check_members(path: Path, file: IO[bytes], infos: Sequence[zipfile.ZipInfo],
         check_name(info.filename, IntegrityError)
         if reason := _odd(info):
             raise IntegrityError(f"{path}: member {shortened(info.filename)} {reason}: not a bundle")
-    _check_distinct(path, [info.filename for info in infos])
+    check_distinct(path, [info.filename for info in infos], IntegrityError)
     file.seek(-seal.LENGTH - _END.size, os.SEEK_END)
     told = _END.unpack(file.read(_END.size))[4]
     if told != len(infos):
@@ -122,10 +122,10 @@ def _odd(info: zipfile.ZipInfo) -> str:
     return "has fields that edgekit does not write" if info.extra or info.comment else ""
 
 
-def _check_distinct(path: Path, names: Sequence[str]) -> None:
-    """Names that a file system without upper case, or that composes accents, would take for one; and files as folders.
+def check_distinct(path: Path, names: Sequence[str], error: type[UsageError] | type[IntegrityError]) -> None:
+    """Refuse equal names, those that differ in case or in how accents are composed alone, and files in other files.
 
-    Two names that are equal are found here too.
+    Some file systems take such names for one.
     """
     seen: dict[str, str] = {}
     for name in names:
@@ -134,14 +134,12 @@ def _check_distinct(path: Path, names: Sequence[str]) -> None:
             twice = (
                 "a member name stands twice in the bundle" if seen[key] == name else "two names differ in case alone"
             )
-            raise IntegrityError(f"{path}: {twice}: {shortened(seen[key])}, {shortened(name)}")
+            raise error(f"{path}: {twice}: {shortened(seen[key])}, {shortened(name)}")
         seen[key] = name
     for key, name in seen.items():
         for parent in PurePosixPath(key).parents:
             if str(parent) in seen:
-                raise IntegrityError(
-                    f"{path}: {shortened(seen[str(parent)])} is a file, and {shortened(name)} is in it"
-                )
+                raise error(f"{path}: {shortened(seen[str(parent)])} is a file, and {shortened(name)} is in it")
 
 
 def _extent(path: Path, file: IO[bytes], info: zipfile.ZipInfo) -> int:

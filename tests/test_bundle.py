@@ -151,6 +151,10 @@ def test_parts_that_do_not_fit_the_manifest_are_refused(tmp_path: Path) -> None:
         write_bundle(tmp_path / "x.edge", small.manifest(), files, [], outputs)
     with pytest.raises(UsageError, match="unsafe member name"):
         write_bundle(tmp_path / "x.edge", small.manifest(), {**files, "../up": files["model.onnx"]}, inputs, outputs)
+    with pytest.raises(UsageError, match="differ in case alone"):
+        write_bundle(
+            tmp_path / "x.edge", small.manifest(), {**files, "Model.onnx": files["model.onnx"]}, inputs, outputs
+        )
     with pytest.raises(UsageError, match="no runner for backend 'tvm'"):
         write_bundle(tmp_path / "x.edge", small.manifest(backend="tvm"), files, inputs, outputs)
     assert not list(tmp_path.glob("*.edge")) and not list(tmp_path.glob(".*"))
