@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,13 @@ import numpy.typing as npt
 from edgekit.errors import UsageError
 from edgekit.report.report import write_bytes
 
-_DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile)
-"""What numpy raises for files that are not what they should be."""
+_DAMAGE = (
+    OSError, ValueError, EOFError, KeyError, TypeError, OverflowError, MemoryError, RuntimeError, SyntaxError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What numpy and zipfile raise for files that are not what they should be."""
+MAX_BYTES = 4 * 2**30
+"""Arrays that unpack to more are refused."""
 _SLICE = "slice."
 """Before the name of a column, in the names of arrays."""
 
@@ -81,8 +87,11 @@ def read_predictions(path: Path) -> Predictions:
         UsageError: the file is missing or damaged.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            if (size := sum(info.file_size for info in archive.infolist())) > MAX_BYTES:
+                raise ValueError(f"it unpacks to {size:,} bytes")
         with np.load(path, allow_pickle=False) as file:
-            return Predictions(
+            found = Predictions(
                 ids=tuple(str(i) for i in file["ids"]),
                 labels=file.get("labels"),
                 top=file["top"],
@@ -92,8 +101,29 @@ def read_predictions(path: Path) -> Predictions:
                 confidence=file.get("confidence"),
                 slices={n.removeprefix(_SLICE): file[n] for n in file.files if n.startswith(_SLICE)},
             )
-    except (*_DAMAGE, KeyError) as error:
+        _check(found)
+    except _DAMAGE as error:
         raise UsageError(f"{path}: not a predictions file ({error}). Run the recipe again.") from error
+    return found
+
+
+def _check(seen: Predictions) -> None:
+    """Raise `ValueError` for arrays that are not as `Predictions` has them."""
+    n = len(seen)
+    if seen.top.ndim != 2 or seen.top.shape[0] != n or not seen.top.size or seen.top.dtype.kind != "i":
+        raise ValueError(f"`top` is {seen.top.dtype} {list(seen.top.shape)} for {n} samples")
+    columns: dict[str, tuple[npt.NDArray[np.generic] | None, str]] = {
+        "labels": (seen.labels, "i"), "loss": (seen.loss, "f"), "confidence": (seen.confidence, "f"),
+        **{f"{_SLICE}{name}": (values, "U") for name, values in seen.slices.items()},
+    }  # fmt: skip
+    for name, (values, kind) in columns.items():
+        if values is not None and (values.shape != (n,) or values.dtype.kind != kind):
+            raise ValueError(f"`{name}` is {values.dtype} {list(values.shape)} for {n} samples")
+    if seen.labels is not None and int(seen.labels.min()) < 0:
+        raise ValueError("a label is negative")
+    sure = seen.confidence
+    if sure is not None and not bool(((sure >= 0) & (sure <= 1)).all()):
+        raise ValueError("a confidence is not within 0 and 1")
 
 
 def write_samples(samples: npt.ArrayLike, path: Path) -> None:

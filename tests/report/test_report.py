@@ -239,3 +239,48 @@ def test_robustness_that_was_tampered_with_is_text(report):
     changed = report.model_copy(update={"results": results})
     assert "[red]<script>" in terminal.text(changed)
     assert "<script>alert" not in html.render(changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"top": np.zeros((3, 1), np.int32)}, "`top` is int32 [3, 1] for 4 samples"),
+        ({"top": np.zeros((4, 0), np.int32)}, "`top`"),
+        ({"top": np.zeros((4, 1), np.float32)}, "`top` is float32"),
+        ({"labels": np.zeros(3, np.int64)}, "`labels` is int64 [3]"),
+        ({"labels": np.array([0, 0, 0, -1])}, "a label is negative"),
+        ({"loss": np.zeros((4, 2), np.float32)}, "`loss`"),
+        ({"confidence": np.array([0, 1, np.nan, 0.5], np.float32)}, "a confidence is not within 0 and 1"),
+        ({"confidence": np.array([0, 1, 2, 0.5], np.float32)}, "a confidence is not within 0 and 1"),
+        ({"slice.light": np.array(["day"] * 3)}, "`slice.light`"),
+        ({"slice.light": np.array([None] * 4)}, "pickle"),
+    ],
+)
+def test_predictions_that_were_edited_by_hand_are_refused(tmp_path, changed, said):
+    arrays = {
+        "ids": np.array(list("abcd")), "top": np.zeros((4, 2), np.int32), "labels": np.zeros(4, np.int64),
+        "data_sha256": np.array("d"), "split": np.array("test"),
+    }  # fmt: skip
+    np.savez(tmp_path / "p.npz", **{**arrays, **changed})
+    with pytest.raises(UsageError, match=re.escape(said)):
+        read_predictions(tmp_path / "p.npz")
+
+
+def test_no_damage_to_a_predictions_file_is_more_than_a_usage_error(tmp_path):
+    top = np.arange(40, dtype=np.int32).reshape(20, 2) % 3
+    slices = {"light": np.array(["day", "night"] * 10)}
+    kept = Predictions(tuple(map(str, range(20))), np.zeros(20, np.int64), top, None, "d", "test", None, slices)
+    path = tmp_path / "p.npz"
+    write_predictions(kept, path)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(600):
+        broken = bytearray(whole[: rng.integers(1, len(whole) + 1)] if rng.random() < 0.3 else whole)
+        for at in rng.integers(0, len(broken), rng.integers(1, 4)):
+            broken[at] = rng.integers(0, 256)
+        path.write_bytes(broken)
+        try:
+            read_predictions(path)
+        except UsageError:
+            refused += 1
+    assert refused > 300
