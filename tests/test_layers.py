@@ -18,9 +18,9 @@ LAYERS = [
      "metrics", "model", "percentiles", "prune", "pt2", "quant", "report", "rivals", "robust", "sealed", "signing",
      "slices", "sources", "target", "train", "validity"},
     {"backends", "devices", "recipe", "stages", "testing"},
-    {"advice", "assess", "baseline", "building", "calibrating", "compare", "conditions", "doctor", "emitting",
-     "explain", "gate", "gating", "measuring", "observed", "outputs", "pipeline", "profile", "profiling", "remeasure",
-     "reporting", "ships", "stored", "stressing", "workspace", "wrapping"},
+    {"advice", "assess", "baseline", "building", "calibrating", "checking", "compare", "conditions", "doctor",
+     "emitting", "explain", "gate", "gating", "measuring", "observed", "outputs", "pipeline", "profile", "profiling",
+     "remeasure", "reporting", "ships", "stored", "stressing", "workspace", "wrapping"},
     {"cli", "__main__"},
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

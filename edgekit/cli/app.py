@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgekit.cli import bundle, compare, devices, doctor, explain, gate, history, profile, run, schema, targets
+from edgekit.cli import bundle, check, compare, devices, doctor, explain, gate, history, profile, run, schema, targets
 
 app = typer.Typer(
     name="edgekit",
@@ -24,6 +24,7 @@ app.command("explain")(explain.explain)
 app.command("gate")(gate.gate)
 app.command("targets")(targets.targets)
 app.command("doctor")(doctor.doctor)
+app.command("check")(check.check)
 app.command("history")(history.history)
 app.command("schema")(schema.schema)
 app.add_typer(bundle.app, name="bundle")
