@@ -16,7 +16,7 @@ LAYERS = [
     {"errors", "extras", "licences", "plain", "registry", "units", "usercode", "yamlfile"},
     {"bundle", "clauses", "confidence", "context", "data", "datasource", "datasplits", "graph", "imagefolder",
      "metrics", "model", "percentiles", "prune", "pt2", "quant", "report", "rivals", "robust", "sealed", "signing",
-     "slices", "sources", "target", "train", "validity"},
+     "slices", "sources", "stores", "target", "train", "validity"},
     {"backends", "devices", "recipe", "stages", "testing"},
     {"advice", "assess", "baseline", "building", "calibrating", "checking", "compare", "conditions", "doctor",
      "emitting", "explain", "gate", "gating", "measuring", "observed", "outputs", "pipeline", "profile", "profiling",
@@ -88,7 +88,7 @@ for words in {words!r}:
 
 def test_help_imports_nothing_heavy():
     assert not modules_after(INVOKE.format(words=[["--help"], ["--version"]])) & {*HEAVY, "numpy", "pydantic", "ruamel"}
-    verbs = [[verb, "--help"] for verb in ("run", "targets", "doctor", "schema", "bundle", "devices")]
+    verbs = [[verb, "--help"] for verb in ("run", "targets", "doctor", "schema", "bundle", "devices", "baseline")]
     assert not modules_after(INVOKE.format(words=verbs)) & {*HEAVY, "numpy", "ruamel"}
 
 

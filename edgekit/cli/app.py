@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from edgekit.cli import bundle, check, compare, devices, doctor, explain, gate, history, profile, run, schema, targets
+from edgekit.cli import (
+    baseline,
+    bundle,
+    check,
+    compare,
+    devices,
+    doctor,
+    explain,
+    gate,
+    history,
+    profile,
+    run,
+    schema,
+    targets,
+)
 
 app = typer.Typer(
     name="edgekit",
@@ -27,6 +41,7 @@ app.command("doctor")(doctor.doctor)
 app.command("check")(check.check)
 app.command("history")(history.history)
 app.command("schema")(schema.schema)
+app.add_typer(baseline.app, name="baseline")
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(devices.app, name="devices")
 
