@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import Literal
@@ -84,10 +85,12 @@ def next_steps(gate: GateFile) -> list[str]:
 
 
 def place(judgement: Judgement, gate: GateFile) -> tuple[str, int]:
-    """File and line of the clause, as a path from the working folder where it lies below that."""
-    path, folder = PurePath(judgement.file or gate.clauses), Path.cwd()
-    below = path.relative_to(folder) if path.is_relative_to(folder) else path
-    return below.as_posix(), max(judgement.line or 1, 1)
+    """File and line of the clause; the path starts at the root of the repository, which CI's environment names."""
+    path = os.path.normpath(Path.cwd() / (judgement.file or gate.clauses))
+    roots = [os.environ.get("GITHUB_WORKSPACE"), os.environ.get("CI_PROJECT_DIR"), str(Path.cwd())]
+    below = next((root for root in roots if root and PurePath(path).is_relative_to(root)), None)
+    shown = PurePath(path).relative_to(below) if below else PurePath(path)
+    return shown.as_posix(), max(judgement.line or 1, 1)
 
 
 def _rank(code: int) -> int:

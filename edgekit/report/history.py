@@ -165,7 +165,9 @@ def _point(judgement: Judgement) -> Point:
         target=short(judgement.target),
         backend=short(judgement.backend),
         verdict=judgement.verdict,
-        observed=observed.model_copy(update={"unit": observed.unit[:_NAME]}) if observed else None,
+        observed=observed.model_copy(update={"unit": observed.unit[:_NAME], "of": observed.of[:_NAME]})
+        if observed
+        else None,
         limit=judgement.limit,
     )
 

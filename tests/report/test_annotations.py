@@ -69,10 +69,25 @@ def test_a_code_that_no_clause_asks_for_is_an_error():
     assert read(annotations.render(gate([judgement()], 8)))[0][0] == "error"
 
 
-def test_a_path_below_the_working_folder_is_relative_to_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("root", [None, "GITHUB_WORKSPACE", "CI_PROJECT_DIR"])
+@pytest.mark.parametrize("file", ["gates/gate.yaml", "./gates/../gates/gate.yaml", "{here}/gates/gate.yaml"])
+def test_a_path_starts_at_the_root_of_the_repository(tmp_path, monkeypatch, root, file):
+    folder = tmp_path / "models" / "net"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    for name in ("GITHUB_WORKSPACE", "CI_PROJECT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    if root:
+        monkeypatch.setenv(root, str(tmp_path))
+    inside = gate([judgement("fail", 1, file=file.format(here=folder))], 1)
+    wanted = "models/net/gates/gate.yaml" if root else "gates/gate.yaml"
+    assert read(annotations.render(inside))[0][1]["file"] == wanted
+
+
+def test_a_path_outside_of_the_repository_stays_as_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    inside = gate([judgement("fail", 1, file=str(tmp_path / "gates" / "gate.yaml"))], 1)
-    assert read(annotations.render(inside))[0][1]["file"] == "gates/gate.yaml"
+    outside = gate([judgement("fail", 1, file="/elsewhere/gate.yaml")], 1)
+    assert read(annotations.render(outside))[0][1]["file"] == "/elsewhere/gate.yaml"
 
 
 @pytest.mark.parametrize(
