@@ -23,8 +23,9 @@ from edgekit.extras import DISTRIBUTION
 from edgekit.gate import exit_code, judge
 from edgekit.measuring import Measuring, unlike
 from edgekit.model import Model, OnnxModel, Step, trail
+from edgekit.observed import Evidence
 from edgekit.recipe import PlannedTarget, Recipe, load_recipe
-from edgekit.report.predictions import Predictions, read_predictions
+from edgekit.report.predictions import Predictions, read_predictions, read_samples
 from edgekit.report.report import Report, Result
 from edgekit.reporting import describe, write
 from edgekit.ships import MIN_SNR, mark_ships
@@ -33,6 +34,9 @@ from edgekit.workspace import Context, Workspace, digest, load_stage, save_stage
 from edgekit.yamlfile import read_yaml
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from edgekit.stages import Stage
     from edgekit.target import Target
 
@@ -280,11 +284,14 @@ class Run:
     def _predictions(self, file: str) -> Predictions:
         return read_predictions(self.space.root / file)
 
+    def _samples(self, file: str) -> npt.NDArray[np.float64]:
+        return read_samples(self.space.root / file)
+
     def report(self, final: Model, results: tuple[Result, ...]) -> Report:
         """The report with the gate's verdicts, written as `report.json` and `report.html`."""
         seconds = time.monotonic() - self.started
         report = describe(self.recipe, self.oracle, final, results, warnings=self.warnings, seconds=seconds)
-        judged = judge(report, self.recipe.gate, predictions=self._predictions)
+        judged = judge(report, self.recipe.gate, evidence=Evidence(report, self._predictions, self._samples))
         code = exit_code(judged, self.codes)
         report = report.model_copy(update={"gate": judged, "exit_code": int(code)})
         with writing_to(self.space.root):

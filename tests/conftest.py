@@ -40,6 +40,15 @@ def fashion_mnist():
     return load_data(ROOT / "calibration_data" / "fashion_mnist")
 
 
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The demo's report and its folder: minutes, once for all tests that ask for it."""
+    import edgekit
+
+    out = tmp_path_factory.mktemp("demo")
+    return edgekit.run(ROOT / "examples/fashion_mnist/recipe.yaml", out=out), out
+
+
 @pytest.fixture
 def tiny_npz(tmp_path: Path) -> Path:
     """40 labelled 4 x 4 images in four classes, split into train and test."""

@@ -14,15 +14,6 @@ pytestmark = pytest.mark.slow
 RUNTIMES = ("onnxruntime", "openvino", "litert")
 
 
-@pytest.fixture(scope="module")
-def demo(repo_root, tmp_path_factory):
-    """The demo's report and its folder."""
-    import edgekit
-
-    out = tmp_path_factory.mktemp("demo")
-    return edgekit.run(repo_root / "examples/fashion_mnist/recipe.yaml", out=out), out
-
-
 def top(report, out, backend, role="quantized"):
     from edgekit.report.predictions import read_predictions
 
