@@ -16,7 +16,6 @@ from pydantic import ValidationError
 
 from edgekit.bundle import open_bundle, unlike
 from edgekit.errors import IntegrityError, UsageError
-from edgekit.gating import unlike_conditions
 from edgekit.plain import printable
 from edgekit.report.baselines import (
     LONGEST_HISTORY,
@@ -33,7 +32,7 @@ from edgekit.report.baselines import (
 from edgekit.report.predictions import Predictions, read_predictions
 from edgekit.report.report import Report, Result
 from edgekit.report.values import Bounds, Interval
-from edgekit.rivals import AbsentError, Rival, Rivals
+from edgekit.rivals import AbsentError, Rival, Rivals, incomparable
 from edgekit.stored import Stored
 from edgekit.stores import MissingObjectError, Store, fetch, keep, open_store, settled, shown
 
@@ -189,7 +188,7 @@ def _after(before: Entry, entry: Entry, then: Result, now: Result) -> Entry:
     again = entry.model_copy(update={"reason": entry.reason or before.reason, **same})
     if again == before.model_copy(update={"reason": again.reason}):
         return again
-    compares = not (entry.invalid or before.invalid or _unlike(now, then))
+    compares = not (entry.invalid or before.invalid or incomparable(now, then))
     scored = (entry.accuracy, before.accuracy)
     change = None
     if entry.data == before.data and scored[0] and scored[1]:
@@ -289,6 +288,18 @@ def baseline_rivals(baselines: Path, report: Report) -> Rivals:
     return rival
 
 
+def entries_for(baselines: Path, report: Report) -> list[tuple[tuple[str, str], Entry]]:
+    """The accepted entry of each (target, backend) of what ships in a report, where there is one."""
+    found = [read_baseline(path) for path in files_of(baselines)]
+    shipped = [(result.target, result.backend) for result in report.results if result.ships]
+    return [
+        ((target, backend), baseline.backends[backend])
+        for target, backend in shipped
+        for baseline in found
+        if (baseline.model, baseline.target) == (report.source.name, target) and backend in baseline.backends
+    ]
+
+
 def _rival(vs: str, folder: Path, baseline: Baseline, report: Report, shipped: Result) -> Rival:
     entry, then = baseline.backends[shipped.backend], result_of(baseline, shipped.backend)
     return Rival(
@@ -296,7 +307,7 @@ def _rival(vs: str, folder: Path, baseline: Baseline, report: Report, shipped: R
         result=then,
         load=partial(_load, entry, folder),
         bundle=partial(_or_absent, vs, partial(_fetched_bundle, entry, folder)),
-        stale=_unlike(shipped, then) or _unlike_data(report, entry),
+        stale=incomparable(shipped, then) or _unlike_data(report, entry),
     )
 
 
@@ -310,23 +321,6 @@ def _or_absent(vs: str, get: Callable[[], Path]) -> Path:
         return get()
     except MissingObjectError as error:
         raise AbsentError(f"no comparable {vs}: {error}") from error
-
-
-def _unlike(now: Result, then: Result) -> str:
-    """Why the numbers of two sessions do not compare, or "": device, threads, runtime, and how it was powered."""
-    if reason := unlike_conditions(now, then):
-        return reason
-    for name in ("power_mode", "governor"):
-        is_now, was = (_power(result, name) for result in (now, then))
-        if was != is_now:
-            return f"its {name.replace('_', ' ')} was {was}, now it is {is_now}"
-    return ""
-
-
-def _power(result: Result, name: str) -> str:
-    before = result.device.state.get("before") if result.device else None
-    value = before.get(name) if isinstance(before, dict) else None
-    return ", ".join(map(str, value)) if isinstance(value, list) and value else str(value or "unknown")
 
 
 def _unlike_data(report: Report, entry: Entry) -> str:
@@ -350,7 +344,7 @@ def diff(baselines: Path, report: Path) -> tuple[Difference, ...]:
         baseline = next((b for b in found if (b.model, b.target) == key and result.backend in b.backends), None)
         then = result_of(baseline, result.backend) if baseline else None
         stale = (
-            _unlike(result, then) or _unlike_data(stored.report, baseline.backends[result.backend])
+            incomparable(result, then) or _unlike_data(stored.report, baseline.backends[result.backend])
             if then and baseline
             else ""
         )

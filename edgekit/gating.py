@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 
 from edgekit.clauses import Placed, load_clauses, placed_clauses
@@ -15,9 +15,9 @@ from edgekit.errors import IntegrityError, UsageError
 from edgekit.extras import DISTRIBUTION
 from edgekit.gate import exit_code, judge
 from edgekit.observed import Evidence
-from edgekit.report.report import DeviceInfo, Result
+from edgekit.report.report import Result
 from edgekit.report.verdicts import GateFile
-from edgekit.rivals import AbsentError, Rival, Rivals
+from edgekit.rivals import AbsentError, Rival, Rivals, incomparable
 from edgekit.stored import Stored
 from edgekit.yamlfile import parse_yaml
 
@@ -95,7 +95,7 @@ def run_gate(
         attempts=attempts,
         exit_code=int(exit_code(judged)),
         judgements=judged,
-        warnings=_warnings(stored, retry_invalid, device),
+        warnings=(*_warnings(stored, retry_invalid, device), *_drifted(stored, baselines)),
     )
 
 
@@ -134,9 +134,9 @@ def _rivals(stored: Stored, older: Stored | None, baselines: Path | None) -> Riv
         if vs == "previous" and older is not None:
             return _earlier(older, stored, shipped)
         if vs == "baseline" and baselines is not None:
-            rivals = import_module("edgekit.baseline").baseline_rivals
-            found: Rival = rivals(baselines, stored.report)(vs, shipped)
-            return found
+            from edgekit.baseline import baseline_rivals
+
+            return baseline_rivals(baselines, stored.report)(vs, shipped)
         option = "--baselines" if vs == "baseline" else "--previous"
         raise AbsentError(f"no comparable {vs}: none was given ({option} of `edgekit gate` names it)")
 
@@ -151,25 +151,7 @@ def _earlier(older: Stored, stored: Stored, shipped: Result) -> Rival:
     other = older.report.shipped(shipped.target, shipped.backend)
     if other is None:
         raise AbsentError(f"no comparable previous: nothing shipped for {shipped.target} with {shipped.backend}")
-    return Rival(
-        "previous", other, older.predictions, partial(older.bundle, other), stale=unlike_conditions(shipped, other)
-    )
-
-
-def unlike_conditions(now: Result, then: Result) -> str:
-    """Why two sessions' numbers must not be held against each other, or "": device, threads, runtime versions."""
-    if now.device is None or then.device is None:
-        same = now.measured_on == then.measured_on
-        return "" if same else f"it was scored on {then.measured_on}, now on {now.measured_on}"
-    mine, theirs = (_conditions(result.device) for result in (now, then) if result.device)
-    names = dict.fromkeys((*mine, *theirs))
-    unequal = ((name, theirs.get(name, "none"), mine.get(name, "none")) for name in names)
-    return next((f"its {what} was {was}, now it is {is_now}" for what, was, is_now in unequal if was != is_now), "")
-
-
-def _conditions(device: DeviceInfo) -> dict[str, str]:
-    versions = {name: version for name, version in device.versions.items() if name not in ("python", "numpy")}
-    return {"device": f"{device.name} ({device.fingerprint[:12]})", "threads": str(device.threads), **versions}
+    return Rival("previous", other, older.predictions, partial(older.bundle, other), stale=incomparable(shipped, other))
 
 
 def _warnings(stored: Stored, retry_invalid: int, device: str | None) -> tuple[str, ...]:
@@ -180,3 +162,14 @@ def _warnings(stored: Stored, retry_invalid: int, device: str | None) -> tuple[s
     if retry_invalid and device is None:
         found.append("--retry-invalid measures nothing again without --device")
     return tuple(found)
+
+
+def _drifted(stored: Stored, baselines: Path | None) -> list[str]:
+    """What got worse in small steps over the baselines that were accepted for what ships here."""
+    if baselines is None:
+        return []
+    from edgekit.baseline import entries_for
+    from edgekit.report.drift import drift
+
+    found = entries_for(baselines, stored.report)
+    return [f"{target}, {backend}: {line}" for (target, backend), entry in found for line in drift(entry.line())]

@@ -73,7 +73,9 @@ class Outputs:
             self._write_badge(gate)
             self._summarise(gate)
             if self.history is not None:
-                import_module("edgekit.report.history").append(gate, self.history)
+                from edgekit.report.history import append
+
+                append(gate, self.history)
 
     def commands(self, gate: GateFile) -> str:
         """Annotations for the log of a CI job, or "" where none are wanted."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.report.predictions import Predictions
-from edgekit.report.report import Result
+from edgekit.report.report import DeviceInfo, Result
 
 Loader = Callable[[str], Predictions]
 """Reads a predictions file by its path in the report."""
@@ -44,3 +44,33 @@ Rivals = Callable[[str, Result], Rival]
 Raises:
     AbsentError: nothing comparable is stored, and why.
 """
+
+
+def incomparable(now: Result, then: Result) -> str:
+    """Why two sessions' numbers must not be held against each other, or "".
+
+    Told apart are the device, its power mode and governor, the threads, and the versions of the runtime.
+    """
+    if now.device is None or then.device is None:
+        same = now.measured_on == then.measured_on
+        return "" if same else f"it was scored on {then.measured_on}, now on {now.measured_on}"
+    mine, theirs = _conditions(now.device), _conditions(then.device)
+    unequal = ((name, theirs.get(name), mine.get(name)) for name in dict.fromkeys((*mine, *theirs)))
+    return next((f"its {name} was {was}, now it is {is_now}" for name, was, is_now in unequal if was != is_now), "")
+
+
+def _conditions(device: DeviceInfo) -> dict[str, str]:
+    before = device.state.get("before")
+    state = before if isinstance(before, dict) else {}
+    versions = {name: version for name, version in device.versions.items() if name not in ("python", "numpy")}
+    return {
+        "device": f"{device.name} ({device.fingerprint[:12]})",
+        "threads": str(device.threads),
+        **versions,
+        "power mode": _power(state.get("power_mode")),
+        "governor": _power(state.get("governor")),
+    }
+
+
+def _power(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) and value else str(value or "unknown")
