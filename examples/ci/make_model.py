@@ -57,8 +57,8 @@ def main() -> None:
         dynamic_shapes=({0: batch},), opset_version=18, external_data=False,
     )  # fmt: skip
     np.savez_compressed(
-        HERE / "data.npz", train_x=images[:512], train_y=labels[:512], test_x=test_images[:2000],
-        test_y=test_labels[:2000],
+        HERE / "data.npz", calibration_x=images[:512], calibration_y=labels[:512],
+        test_x=test_images[:2000], test_y=test_labels[:2000],
     )  # fmt: skip
 
 
