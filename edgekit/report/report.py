@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from edgekit.errors import UsageError
 from edgekit.model import Precision, Role
+from edgekit.report.jsonfile import read_versioned
 from edgekit.report.robust import Robustness
 from edgekit.report.values import Amount, Bounds, Decibels, Interval, Metrics, Number, Numbers, Observed, Value
 from edgekit.report.verdicts import Judgement
@@ -291,25 +291,6 @@ def read_report(path: Path) -> Report:
     Raises:
         UsageError: the file is missing, is not JSON, or is not a report of this schema version.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-        if len(content) > LARGEST:
-            raise UsageError(f"{path}: more than {LARGEST} bytes: not the report.json of a run.")
-        data = json.loads(content)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}. Give the report.json of a run.") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not valid JSON ({error}). Give the report.json of a run.") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UsageError(
-            f"{path}: schema_version is {version!r}, this edgekit reads {SCHEMA_VERSION}. "
-            "Run the recipe again with this version."
-        )
-    try:
-        return Report.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{path}: {where}: {first['msg']}. Run the recipe again.") from error
+    return read_versioned(
+        path, Report, SCHEMA_VERSION, largest=LARGEST, what="the report.json of a run", again="Run the recipe again"
+    )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from edgekit.errors import UsageError
+from edgekit.report.jsonfile import read_versioned
 from edgekit.report.values import Number, Observed, Value
 
 SCHEMA_VERSION = 1
@@ -94,20 +93,6 @@ def read_gate(path: Path) -> GateFile:
     Raises:
         UsageError: the file is missing, is not JSON, or is no gate.json of this schema version.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-        data = json.loads(content) if len(content) <= LARGEST else None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}. Give the gate.json of a gate.") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not valid JSON ({error}). Give the gate.json of a gate.") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UsageError(f"{path}: schema_version is {version!r}, this edgekit reads {SCHEMA_VERSION}. Judge again.")
-    try:
-        return GateFile.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{path}: {where}: {first['msg']}. Judge again.") from error
+    return read_versioned(
+        path, GateFile, SCHEMA_VERSION, largest=LARGEST, what="the gate.json of a gate", again="Judge again"
+    )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import agent_bundles as small
 import gate_reports as made
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from edgekit.bundle import extract_model, read_golden, write_bundle
 from edgekit.cli.app import app
 from edgekit.report.verdicts import read_gate
 
@@ -378,3 +382,89 @@ def test_a_gate_imports_nothing_heavy_and_stays_small(folder):
     code, heavy, kilobytes = done.stdout.splitlines()[-1].replace("[]", "none").split()
     assert (code, heavy) == ("0", "none"), done.stdout
     assert int(kilobytes) < 100_000
+
+
+def with_bundle(folder: Path, bundle, **more) -> Path:
+    """A run whose bundle lies beside its report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(bundle.path, folder / "x.edge")
+    facts = {"bundle": "x.edge", "bundle_sha256": bundle.sha256, "target": "x86-64", **more}
+    target = made.report().targets[0].model_copy(update={"target": "x86-64"})
+    value = made.report(made.result(**facts), made.result("reference", target="x86-64"), targets=(target,))
+    return made.write(folder, value)
+
+
+def other_file(bundle, path: Path):
+    """The same model in another bundle."""
+    with tempfile.TemporaryDirectory() as temporary:
+        files = {file.name: file for file in extract_model(bundle, Path(temporary))}
+        manifest = bundle.manifest.model_copy(update={"members": {}})
+        golden = read_golden(bundle, "inputs"), read_golden(bundle, "outputs")
+        return write_bundle(path, manifest, files, *golden, extra={"note.txt": b"another"})
+
+
+def test_a_bundle_that_is_not_the_one_that_was_measured(tmp_path):
+    bundle = small.bundle(tmp_path)
+    run = with_bundle(tmp_path / "run", bundle)
+    assert judged(run, "{metric: size, max: 2 MB}")[0].exit_code == 0
+    shutil.copy(other_file(bundle, tmp_path / "other.edge").path, run / "x.edge")
+    done, gate = judged(run, "{metric: size, max: 2 MB}")
+    assert (done.exit_code, gate) == (8, None)
+    assert "it is not the bundle that was measured" in done.stderr
+    (run / "x.edge").write_bytes(b"PK")
+    assert judged(run, "{metric: size, max: 2 MB}")[0].exit_code == 8
+
+
+def test_a_signature_can_be_demanded(tmp_path):
+    pytest.importorskip("cryptography", reason="the extra `sign`")
+    from edgekit.signing import generate, load_private, sign
+
+    run = with_bundle(tmp_path / "run", small.bundle(tmp_path))
+    keys = {}
+    for name in ("ours", "theirs"):
+        keys[name] = tmp_path / f"{name}.pem", tmp_path / f"{name}.pub"
+        generate(*keys[name])
+    demand = "--require-signature", str(keys["ours"][1])
+    done, _ = judged(run, "{metric: size, max: 2 MB}", *demand)
+    assert done.exit_code == 8 and "it is not signed" in done.stderr
+    sign(run / "x.edge", load_private(keys["theirs"][0]))
+    assert judged(run, "{metric: size, max: 2 MB}", *demand)[0].exit_code == 8
+    assert (
+        judged(run, "{metric: size, max: 2 MB}", *demand, "--require-signature", str(keys["theirs"][1]))[0].exit_code
+        == 0
+    )
+    (run / "x.edge").unlink()
+    done, _ = judged(run, "{metric: size, max: 2 MB}", *demand)
+    assert done.exit_code == 8 and "a signature is demanded" in done.stderr
+
+
+@pytest.mark.slow
+def test_relative_latency_is_measured_again_side_by_side(tmp_path):
+    bundle = small.bundle(tmp_path)
+    now, then = with_bundle(tmp_path / "now", bundle), tmp_path / "then"
+    other = other_file(bundle, tmp_path / "other.edge")
+    with_bundle(then, other)
+    clauses = (
+        "version: 1\ngate:\n  - {metric: latency.p50, vs: previous, max_ratio: 50}\n"
+        "  - {metric: latency.p50, vs: previous, max_ratio: 0.02}\n"
+        "  - {metric: latency.p50, vs: reference, max_ratio: 1}\n"
+    ).replace("max_ratio: 0.02", "max_ratio: 0.02, severity: warn")
+    done, gate = judged(now, clauses, "--previous", str(then), "--device", "local")
+    assert [one.verdict for one in gate.judgements] == ["pass", "warn", "missing"], done.output
+    seen = gate.judgements[0].observed
+    assert seen == gate.judgements[1].observed  # the same rounds
+    assert (seen.n, seen.unit, gate.device) == (6, "ratio", "local")
+    assert "does not lie beside the report" in gate.judgements[2].reason
+    _, gate = judged(
+        now, "{metric: latency.p50, vs: previous, max_ratio: 50}", "--previous", str(now), "--device=local"
+    )
+    assert (gate.judgements[0].observed.value, gate.judgements[0].observed.n) == (1.0, 1)  # the same file
+
+
+def test_devices_that_are_not_timed_or_unknown(tmp_path):
+    run = with_bundle(tmp_path / "run", small.bundle(tmp_path))
+    clause = "{metric: latency.p50, vs: previous, max_ratio: 50}"
+    done, gate = judged(run, clause, "--previous", str(run), "--device", "nowhere")
+    assert (done.exit_code, gate) == (2, None) and "Unknown device 'nowhere'" in done.stderr
+    done, gate = judged(run, clause, "--previous", str(run), "--device", "emulated-cortex-a72")
+    assert (done.exit_code, gate) == (3, None) and "is emulated" in done.stderr
