@@ -74,6 +74,7 @@ def open_store(address: str, folder: Path = Path()) -> Store:
     Raises:
         UsageError: the address cannot be read.
         MissingDependencyError: the package that reaches it is not installed.
+        DeviceError: no registry answers there.
     """
     kind, separator, rest = address.partition("://")
     if not separator:
@@ -352,7 +353,11 @@ class RegistryStore:
 
     @classmethod
     def open(cls, address: str) -> RegistryStore:
-        """By `oci://HOST[:PORT]/REPOSITORY`; a registry on this machine is spoken to without TLS."""
+        """By `oci://HOST[:PORT]/REPOSITORY`; a registry on this machine is spoken to without TLS.
+
+        Raises:
+            DeviceError: nobody answers there.
+        """
         provider = require("oras.provider", extra="store", why="reaching an OCI registry")
         parts = urlsplit(address)
         host, path = parts.netloc.rpartition("@")[2], parts.path.strip("/")
@@ -363,6 +368,8 @@ class RegistryStore:
         registry = provider.Registry(hostname=host, insecure=near, auth_backend="basic" if user else "token")
         if user and password:
             registry.auth.set_basic_auth(user, password)
+        with settled(address):  # requests of oras are repeated for minutes where nobody answers
+            registry.session.get(f"{registry.prefix}://{host}/v2/", timeout=20)
         return cls(address, registry, f"{host}/{path}")
 
     def has(self, sha256: str) -> bool:

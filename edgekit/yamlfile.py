@@ -21,6 +21,9 @@ MAX_DEPTH = 50
 MAX_INT_BITS = 1024
 """Python refuses to write larger ones out, in a message too."""
 
+_SLIPS = (ValueError, TypeError, AttributeError, LookupError, AssertionError, NotImplementedError)
+"""What ruamel lets through for some text that is no YAML, such as a key that is a mapping."""
+
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "int", "map", "null", "seq", "str")}
 
 Place = tuple[str | int, ...]
@@ -93,8 +96,9 @@ def parse_yaml(text: str, path: Path, what: str) -> Document:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = str(error.problem).replace("\n", " ")
         raise UsageError(f"{path}:{line}: not valid YAML: {problem}") from None
-    except (YAMLError, RecursionError, ValueError) as error:
-        raise UsageError(f"{path}:1: not valid YAML: {str(error).splitlines()[0]}") from None
+    except (YAMLError, RecursionError, *_SLIPS) as error:
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(f"{path}:1: not valid YAML: {said}") from None
     if not isinstance(root, dict):
         raise UsageError(f"{path}:1: a {what} is a mapping of settings, got {_kind(root)}.")
     reader = _Reader(path)

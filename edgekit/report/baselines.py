@@ -261,7 +261,8 @@ def baseline_text(baseline: Baseline) -> str:
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
     writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    writer.width = 4096
+    writer.allow_unicode = False  # line separators and marks of other scripts come back as they were
+    writer.width = 2**20  # no folding: it would take spaces away
     buffer = io.StringIO()
     writer.dump({"version": SCHEMA_VERSION, **{k: v for k, v in plain.items() if k != "version"}}, buffer)
     return f"# Written by `edgekit baseline accept`; see docs/baselines.md.\n{buffer.getvalue()}"
@@ -299,7 +300,7 @@ def entry_of(report: Report, result: Result, *, store: str, bundle: str, predict
         latency_s=_times(result.latency_s),
         accuracy=ShareRange(**metrics.accuracy.model_dump()) if metrics and metrics.accuracy else None,
         metrics=_averages(metrics) if metrics else {},
-        user={name: User(**seen.model_dump()) for name, seen in result.user.items()},
+        user={name: User(**seen.model_dump(include=set(User.model_fields))) for name, seen in result.user.items()},
         data=Scored(name=data.name, split=data.split, sha256=data.sha256) if data and metrics else None,
         **{name: getattr(result, name) for name in _SAME},
     )
