@@ -18,14 +18,15 @@ BACKENDS = {"onnxruntime": "onnxruntime", "openvino": "openvino", "litert": "lit
 
 
 def build(repo_root: Path, home: Path, seed: str) -> dict[str, str]:
-    """Name and sha256 of every bundle of the demo's shortest recipe, built in a copy of the example under `home`."""
-    example = home / "examples" / "fashion_mnist"
-    shutil.copytree(repo_root / "examples" / "fashion_mnist", example)
-    (home / "calibration_data").symlink_to(repo_root / "calibration_data")
+    """Name and sha256 of every bundle of the smallest example, built for all runtimes in a copy of it under `home`."""
+    example = home / "example"
+    shutil.copytree(repo_root / "examples" / "ci", example)
     present = [name for name, package in BACKENDS.items() if find(package)]
-    text = (example / "quantize.yaml").read_text()
-    assert "backends: [onnxruntime]" in text
-    (example / "all.yaml").write_text(text.replace("[onnxruntime]", f"[{', '.join(present)}]"))
+    text = (example / "recipe.yaml").read_text()
+    assert "{target: x86-64, backends: [onnxruntime], device: local}" in text
+    target = f"{{target: x86-64, backends: [{', '.join(present)}]}}"
+    text = text.replace("{target: x86-64, backends: [onnxruntime], device: local}", target)
+    (example / "all.yaml").write_text(text)
     environment = {"PYTHONHASHSEED": seed, "EDGEKIT_CACHE": str(home / "cache"), "TMPDIR": str(home)}
     words = ["run", str(example / "all.yaml"), "--out", str(home / "out"), "--quiet"]
     done = subprocess.run([*ENTRY, *words], env={**os.environ, **environment}, capture_output=True, text=True, cwd=home)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import agent_bundles as small
@@ -15,8 +16,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from edgekit import gating, remeasure
 from edgekit.bundle import extract_model, read_golden, write_bundle
 from edgekit.cli.app import app
+from edgekit.devices.local import Local
 from edgekit.report.verdicts import read_gate
 
 SLOW = {"absolute_invalid": "other processes used 0.90 processors meanwhile"}
@@ -468,3 +471,34 @@ def test_devices_that_are_not_timed_or_unknown(tmp_path):
     assert (done.exit_code, gate) == (2, None) and "Unknown device 'nowhere'" in done.stderr
     done, gate = judged(run, clause, "--previous", str(run), "--device", "emulated-cortex-a72")
     assert (done.exit_code, gate) == (3, None) and "is emulated" in done.stderr
+
+
+class Throttling(Local):
+    """This machine, whose first measurements say what a board says that was short of power; all else is real."""
+
+    bad = 1
+
+    def pairs(self, *args, **kwargs):
+        taken = super().pairs(*args, **kwargs)
+        if type(self).bad == 0:
+            return taken
+        type(self).bad -= 1
+        state = {"before": {}, "after": {"throttled": {"now": ["under-voltage"]}}}
+        return replace(taken, info=tuple({**info, "a": {**info["a"], "state": state}} for info in taken.info))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("retries", "verdict", "code", "attempts"), [(0, "invalid", 3, 1), (2, "pass", 0, 2)])
+def test_what_was_measured_in_a_bad_state_is_measured_again(tmp_path, monkeypatch, retries, verdict, code, attempts):
+    bundle = small.bundle(tmp_path)
+    now, then = with_bundle(tmp_path / "now", bundle), tmp_path / "then"
+    with_bundle(then, other_file(bundle, tmp_path / "other.edge"))
+    monkeypatch.setattr(Throttling, "bad", 1)
+    monkeypatch.setattr(remeasure, "open_device", lambda name, **_: Throttling())
+    monkeypatch.setattr(gating, "RETRY_AFTER_S", 0)
+    clause = "{metric: latency.p50, vs: previous, max_ratio: 50}"
+    options = "--previous", str(then), "--device", "local", "--retry-invalid", str(retries)
+    done, gate = judged(now, clause, *options)
+    assert (gate.judgements[0].verdict, done.exit_code, gate.attempts) == (verdict, code, attempts), done.output
+    if verdict == "invalid":
+        assert "under-voltage" in gate.judgements[0].reason
