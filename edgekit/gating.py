@@ -166,7 +166,7 @@ def _warnings(stored: Stored, retry_invalid: int, device: str | None) -> tuple[s
 
 def _drifted(stored: Stored, baselines: Path | None) -> list[str]:
     """What got worse in small steps over the baselines that were accepted for what ships here."""
-    if baselines is None:
+    if baselines is None or not baselines.exists():  # before the first is accepted; a clause on it says missing
         return []
     from edgekit.baseline import entries_for
     from edgekit.report.drift import drift
