@@ -49,6 +49,10 @@ class RunContext(Protocol):
         """Of everything random in the stage."""
 
     @property
+    def base(self) -> Path:
+        """The folder that relative paths in the stage's settings start at."""
+
+    @property
     def work(self) -> Path:
         """The stage's own folder."""
 

@@ -16,6 +16,8 @@ from edgekit.model import TensorSpec
 Array = npt.NDArray[Any]
 Inputs = Array | Mapping[str, Array]
 """Samples `[N, ...]` of a network with one input, or one array an input by its name."""
+NO_LABEL = -1
+"""Stands for a label that is missing, in a `train` split alone."""
 
 
 @dataclass(frozen=True)

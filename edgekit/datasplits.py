@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.data import Array, Inputs, Preprocess, Split
+from edgekit.data import NO_LABEL, Array, Inputs, Preprocess, Split
 from edgekit.errors import UsageError
 
 HELD_OUT = 0.2
@@ -47,7 +47,7 @@ def check_split(data: str, name: str, raw: Raw, preprocess: Preprocess, *, label
         raise UsageError(f"{where}: {count} samples need as many different ids, got {len(set(ids))}.")
     labels = None
     if labelled and y is not None:
-        labels = _check_labels(where, y, count, classes)
+        labels = _check_labels(where, y, count, classes, missing=name == "train")
     columns = {column: _column(where, column, values, count) for column, values in slices.items()}
     return Split(name, inputs, labels, ids or tuple(f"{name}/{i}" for i in range(count)), preprocess, columns)
 
@@ -82,13 +82,16 @@ def _check_finite(where: str, x: Array) -> None:
             raise UsageError(f"{where}: sample {start + int(bad.argmax())} holds NaN or infinity. Remove or repair it.")
 
 
-def _check_labels(where: str, y: Array, count: int, classes: int) -> npt.NDArray[np.int64]:
+def _check_labels(where: str, y: Array, count: int, classes: int, *, missing: bool) -> npt.NDArray[np.int64] | None:
+    """The labels; where some may be `missing`, -1 says that one is, and no label at all is None."""
     if y.ndim != 1 or len(y) != count:
         raise UsageError(f"{where}: {count} samples need labels of shape [{count}], got {list(y.shape)}.")
     if y.dtype.kind not in "ui":
         raise UsageError(f"{where}: labels are of type {y.dtype}; whole numbers from 0 are needed.")
     low, high = int(y.min()), int(y.max())
-    if low < 0 or (classes and high >= classes):
+    if missing and low == high == NO_LABEL:
+        return None
+    if low < (NO_LABEL if missing else 0) or (classes and high >= classes):
         bad, limit = (
             (low, int(y.argmin())) if low < 0 else (high, int(y.argmax())),
             f"0 to {classes - 1}" if classes else "0 and up",
@@ -122,7 +125,9 @@ def complete(name: str, given: Mapping[str, Split]) -> tuple[dict[str, Split], t
         )
     if "calibration" not in splits and (train := splits.get("train")) is not None:
         count = max(1, min(CALIBRATION_SAMPLES, len(train) // 4))
-        splits["calibration"] = train.take(_balanced(train, count), "calibration")
+        taken = train.take(_balanced(train, count), "calibration")
+        whole = taken.labels is None or bool((taken.labels >= 0).all())
+        splits["calibration"] = taken if whole else replace(taken, labels=None)
         notes.append(f"Data {name!r} has no calibration split: {count} samples of train serve, by a fixed rule.")
     return splits, tuple(notes)
 
@@ -130,7 +135,8 @@ def complete(name: str, given: Mapping[str, Split]) -> tuple[dict[str, Split], t
 def _hold_out(name: str, pool: Split, kept: frozenset[str]) -> tuple[Split, Split]:
     """`pool` as train and test; what is `kept` (it calibrates) stays in train."""
     order = _shuffled(pool.ids)
-    free = np.array([row for row in order if pool.ids[row] not in kept], dtype=np.int64)
+    known = np.ones(len(pool), bool) if pool.labels is None else pool.labels >= 0  # a test sample needs its label
+    free = np.array([row for row in order if known[row] and pool.ids[row] not in kept], dtype=np.int64)
     test = np.sort(free[: max(1, round(len(pool) * HELD_OUT))])
     train = np.setdiff1d(order, test)
     if not len(test) or not len(train):

@@ -176,7 +176,8 @@ class Run:
         """The model after every stage, each held against the reference as soon as it is done."""
         model, before = self._entered(), self.oracle.step if self.judged else Step("source", {}, 0.0)
         for number, stage in enumerate(self.recipe.stages, 1):
-            self.key = digest(self.key, stage.kind, json.dumps(stage.model_dump(mode="json"), sort_keys=True))
+            settings = json.dumps(stage.model_dump(mode="json"), sort_keys=True)
+            self.key = digest(self.key, stage.kind, settings, *_files(stage, self.recipe.base))
             folder = self.space.stage(number, stage.kind)
             kept = load_stage(folder, self.key, model) if self.resume else None
             if kept is not None:
@@ -201,7 +202,9 @@ class Run:
 
     def _apply(self, stage: Stage, model: Model, folder: Path) -> Model:
         targets = tuple(planned.target for planned in self.recipe.targets)
-        context = Context(self.data, targets, self.recipe.seed, folder, None, self.progress, self._measured)
+        context = Context(
+            self.data, targets, self.recipe.seed, folder, None, self.progress, self._measured, self.recipe.base
+        )
         try:
             with writing_to(self.space.root):
                 applied = stage.apply(model, context)
@@ -314,6 +317,12 @@ def _conditions(recipe: Recipe, oracle: Oracle) -> Conditions | None:
 def output_folder(name: str, out: str | Path | None) -> Path:
     """`out`, or by default `edgekit-out/<name of the model>`."""
     return Path(out) if out else DEFAULT_OUT / name
+
+
+def _files(stage: Stage, base: Path) -> list[Path]:
+    """What a stage's result depends on beside model, data and settings, such as a teacher."""
+    named = getattr(stage, "files", None)
+    return named(base) if named else []
 
 
 def _data(recipe: Recipe) -> DataSet:

@@ -168,6 +168,7 @@ class Context:
     progress: Progress
 
     measuring: Callable[[Model, Target], dict[str, Any]]
+    base: Path = Path()
 
     def measure(self, model: Model, target: Target) -> dict[str, Any]:
         """Median latency in seconds of a float build of `model` on `target`'s device (None: it has no device)."""

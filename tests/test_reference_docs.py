@@ -13,7 +13,8 @@ from edgekit import clauses, datasource, recipe
 from edgekit.registry import resolve
 from edgekit.report import report, robust, values, verdicts
 from edgekit.robust import settings
-from edgekit.stages import STAGES
+from edgekit.stages import STAGES, _training
+from edgekit.train import settings as training
 
 RECIPE = {
     "The file": recipe.RecipeFile,
@@ -30,6 +31,10 @@ RECIPE = {
     "Adversarial": settings.AdversarialSettings,
     "Io": recipe.IoSettings,
     "Gate": clauses.Clause,
+    "Teacher": _training.Teacher,
+    "Match": training.Matching,
+    "Regularize": training.Regularizing,
+    "Adversarial training": training.AdversarialTraining,
     **{f"`{kind}`": resolve("stage", kind, STAGES, "edgekit.stages") for kind in STAGES},
 }
 REPORT = {

@@ -15,7 +15,7 @@ from edgekit.report.report import Report, Result, StageInfo
 
 SHAPES = {"reference": "circle", "float": "square", "quantized": "diamond"}
 COLOURS = 6
-_NOT_CURVES = {"epoch", "step", "seconds", "lr", "learning_rate", "time"}
+_NOT_CURVES = {"epoch", "step", "seconds", "lr", "learning_rate", "time", "samples_per_second"}
 Samples = Mapping[str, npt.NDArray[np.float64]]
 
 

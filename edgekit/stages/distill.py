@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,9 +14,14 @@ from edgekit.context import RunContext
 from edgekit.errors import UsageError
 from edgekit.extras import require
 from edgekit.model import Model, Step, TorchModel
+from edgekit.stages._training import AnyTeacher, Duration, remarks
+from edgekit.train.settings import AdversarialTraining, Matching, Regularizing
+from edgekit.units import parse_duration
 
 if TYPE_CHECKING:
-    from edgekit.train.loop import Recovered, Settings
+    from edgekit.train.loop import Recovered
+    from edgekit.train.samples import Samples
+    from edgekit.train.settings import Settings
 
 
 class Distill(BaseModel):
@@ -22,7 +29,7 @@ class Distill(BaseModel):
 
     Cross-entropy on the labels and a softened KL term on the teacher's logits; without labels the teacher alone.
     Keeps the epoch with the lowest loss on a held-out part of the training split. Deterministic with the run's seed;
-    goes on from its last finished epoch after a kill.
+    goes on from its last checkpoint after a kill.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -41,15 +48,24 @@ class Distill(BaseModel):
     )
     patience: int = Field(3, ge=1, description="epochs without a lower held-out loss before training stops")
     held_out: float = Field(0.1, gt=0, lt=1, description="share of the training split that judges the epochs")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="arithmetic of the forward pass; auto is bf16 where the processor has it"
     )
+    objective: Literal["classes", "outputs"] = Field("classes", description="what the network gives")
+    teacher: AnyTeacher | None = Field(None, description="another network with the same classes to learn from")
+    match: Matching = Field(Matching(), description="what is taken from the teacher beside its softened logits")
+    regularize: Regularizing = Field(Regularizing(), description="against learning the samples by heart")
+    adversarial: AdversarialTraining | None = Field(None, description="learn from samples changed against the network")
+    accumulate: int = Field(1, ge=1, description="every batch goes through in so many parts")
+    save_every: Duration = Field("5min", description="time between two checkpoints at most")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where to train")
 
     def apply(self, model: Model, ctx: RunContext) -> TorchModel:
         """A trained copy of `model`, of the same shape.
 
         Raises:
-            UsageError: the model is a graph already, is no classifier, or training diverges.
+            UsageError: the model is a graph already, is no classifier, has a teacher that does not fit, or training
+                keeps diverging.
         """
         if not isinstance(model, TorchModel):
             raise UsageError("'distill' trains a module: put it before 'quantize' in the recipe.")
@@ -63,17 +79,17 @@ class Distill(BaseModel):
         started = time.monotonic()
         single_input(model.inputs)
         train, held_out = hold_out(training_split(ctx.data), self.held_out, ctx.seed)
-        settings = self.settings(ctx.seed)
+        teacher = self.teacher.network(model.inputs, ctx.base) if self.teacher else torch_view(model.reference.proto)
         student, added = model.module, 0
         if not has_batchnorm(student):
             sample = some(train.split, 512, ctx.seed)
             student, added = with_batchnorm(student, (x for x, _ in sample.batches(64)))
         result = recover(
             student,
-            torch_view(model.reference.proto),
+            teacher,
             train,
             held_out,
-            settings,
+            self.settings(ctx.seed),
             folder=ctx.work,
             progress=ctx.progress,
             deadline=ctx.deadline,
@@ -81,18 +97,20 @@ class Distill(BaseModel):
         module = without_batchnorm(result.module) if added else result.module
         step = Step(
             name=self.kind,
-            config={**self.model_dump(), "precision": settings.precision},
+            config={**self.model_dump(mode="json"), "precision": result.settings.precision},
             seconds=time.monotonic() - started,
-            notes=(*self.notes(result, settings, labelled=train.labelled, count=len(train)), *_about(added)),
+            notes=(*self.notes(result, train), *_about(added)),
             macs=model.history[-1].macs if model.history else None,
             parameters=parameters(module),
             curve=result.curve,
+            warnings=result.warnings,
         )
         return replace(model, module=module).after(step)
 
     def settings(self, seed: int) -> Settings:
         """The settings with every default decided."""
-        from edgekit.train.loop import Settings, native_bf16
+        from edgekit.train.loop import native_bf16
+        from edgekit.train.settings import Settings
 
         return Settings(
             epochs=self.epochs,
@@ -104,29 +122,50 @@ class Distill(BaseModel):
             label_smoothing=self.label_smoothing,
             augment=self.augment,
             patience=self.patience,
-            clip=5.0,
             precision=("bf16" if native_bf16() else "fp32") if self.precision == "auto" else self.precision,
             seed=seed,
+            objective=self.objective,
+            match=self.match,
+            regularize=self.regularize,
+            adversarial=self.adversarial,
+            accumulate=self.accumulate,
+            save_every_s=parse_duration(self.save_every),
+            device=self.device,
         )
 
-    def notes(self, result: Recovered, settings: Settings, *, labelled: bool, count: int) -> tuple[str, ...]:
+    def files(self, base: Path) -> list[Path]:
+        """What the result depends on beside model and data."""
+        return self.teacher.files(base) if self.teacher else []
+
+    def notes(self, result: Recovered, train: Samples) -> tuple[str, ...]:
         """What happened, in plain lines."""
-        word = "accuracy" if labelled else "agreement with the teacher"
+        settings, unlabelled = result.settings, train.unlabelled
         best = result.curve[result.best_epoch - 1] if result.best_epoch else None
-        after = (best["held_out_loss"], best["accuracy"]) if best else result.start
+        start, word = result.start, "agreement with the teacher" if unlabelled == len(train) else "accuracy"
+        after = min(_ends(best, settings.score)) if best else start
+        if settings.objective == "classes":
+            scores = f"{word} {start[1]:.2%} -> {after[1]:.2%}"
+        else:
+            scores = f"{start[1]:.1f} dB -> {after[1]:.1f} dB from the teacher's outputs"
         lines = [
-            f"held-out loss {result.start[0]:.3f} -> {after[0]:.3f}, {word} {result.start[1]:.2%} -> {after[1]:.2%}; "
-            f"epoch {result.best_epoch} of {settings.epochs} on {count:,} samples, {settings.precision}"
+            f"held-out loss {start[0]:.3f} -> {after[0]:.3f}, {scores}; "
+            f"epoch {result.best_epoch} of {settings.epochs} on {len(train):,} samples, {settings.precision}"
         ]
-        if not labelled:
+        if settings.objective == "outputs":
+            lines.append("learned from the teacher's outputs alone, whatever they are")
+        elif unlabelled == len(train):
             lines.append("the data has no labels: learned from the teacher alone, whose outputs count as class logits")
+        elif unlabelled:
+            lines.append(f"{unlabelled:,} of the samples have no label: these were learned from the teacher alone")
         if not result.best_epoch:
             lines.append("did not help: no epoch was better than the start, so the weights stay as they were")
-        if result.resumed_at:
-            lines.append(f"went on from epoch {result.resumed_at}")
-        if result.stopped:
-            lines.append(result.stopped)
-        return tuple(lines)
+        return (*lines, *remarks(result))
+
+
+def _ends(entry: Mapping[str, float], score: str) -> list[tuple[float, float]]:
+    """Loss and score of an epoch, and those of the averaged weights where there are any."""
+    prefixes = [prefix for prefix in ("", "ema_") if f"{prefix}held_out_loss" in entry]
+    return [(entry[f"{prefix}held_out_loss"], entry[f"{prefix}{score}"]) for prefix in prefixes]
 
 
 def _about(added: int) -> tuple[str, ...]:

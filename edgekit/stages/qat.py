@@ -15,6 +15,7 @@ from edgekit.errors import UsageError
 from edgekit.extras import require
 from edgekit.model import Model, OnnxModel, Step
 from edgekit.quant.spec import Variant
+from edgekit.stages._training import remarks
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 
     from edgekit.quant.spec import QuantSpec
     from edgekit.target import Target
-    from edgekit.train.loop import Recovered, Settings
+    from edgekit.train.loop import Recovered
     from edgekit.train.samples import Samples
+    from edgekit.train.settings import Settings
     from edgekit.train.student import Student
 
 
@@ -108,13 +110,13 @@ class Qat(BaseModel):
             seconds=time.monotonic() - started,
             notes=(*self.notes(result, settings, train), *seen),
             curve=result.curve,
-            warnings=worse,
+            warnings=(*result.warnings, *worse),
         )
         return trained.after(step)
 
     def settings(self, seed: int, pair: Pair) -> Settings:
         """The settings with every default decided. Rounding is exact in 32 bits alone, so that is the arithmetic."""
-        from edgekit.train.loop import Settings
+        from edgekit.train.settings import Settings
 
         return Settings(
             epochs=self.epochs,
@@ -126,7 +128,6 @@ class Qat(BaseModel):
             label_smoothing=0.0,
             augment=self.augment,
             patience=self.patience,
-            clip=5.0,
             precision="fp32",
             seed=seed,
             objective="classes" if pair.classes else "outputs",
@@ -134,7 +135,7 @@ class Qat(BaseModel):
 
     def notes(self, result: Recovered, settings: Settings, train: Samples) -> tuple[str, ...]:
         """What happened, in plain lines."""
-        from edgekit.train.loop import scored
+        from edgekit.train.objective import scored
 
         best = result.curve[result.best_epoch - 1] if result.best_epoch else None
         loss = best["held_out_loss"] if best else result.start[0]
@@ -153,11 +154,7 @@ class Qat(BaseModel):
         elif self.grid != "affine" and best and best[settings.score] - result.start[1] < HELPED:
             # In the affine grid the whole test split says so.
             lines.append(f"did not help: held-out loss fell, and {scored(settings, before)} did not rise")
-        if result.resumed_at:
-            lines.append(f"went on from epoch {result.resumed_at}")
-        if result.stopped:
-            lines.append(result.stopped)
-        return tuple(lines)
+        return (*lines, *remarks(result))
 
 
 @dataclass(frozen=True)
@@ -268,7 +265,8 @@ def _elsewhere(
     targets: Sequence[Target],
 ) -> tuple[list[str], tuple[str, ...]]:
     """What training in one grid did to the others that the targets use; and warnings where that is no good."""
-    from edgekit.train.loop import judged, scored
+    from edgekit.train.loop import judged
+    from edgekit.train.objective import scored
     from edgekit.train.student import Student
 
     grids = dict.fromkeys(facts.grid for target in targets for facts in target.backends.values())

@@ -119,6 +119,7 @@ class Lent:
     seed: int = 0
     deadline: float | None = None
     progress: Progress = field(default_factory=Silent)
+    base: Path = field(default_factory=Path)
 
     def measure(self, model: Model, target: Target) -> dict[str, Any]:
         """Nothing is timed in a contract test: one millisecond, whatever the model."""

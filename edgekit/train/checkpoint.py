@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -40,14 +41,24 @@ class Checkpoint:
         self.path, self.key = folder / "checkpoint.pt", key
 
     def save(self, content: Mapping[str, Any]) -> None:
-        """Write, force to disk, then rename: a kill leaves the old file or the new one."""
+        """Write, force to disk, then rename: a kill leaves the old file or the new one, and so does a full disk.
+
+        Raises:
+            OSError: it could not be written; the old file is there as before.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         draft = self.path.with_suffix(".tmp")
-        with draft.open("wb") as file:
-            torch.save({"key": self.key, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self.path)
+        packed = io.BytesIO()  # straight into a file torch says of a full disk that it is a bug of its own
+        torch.save({"key": self.key, **content}, packed)
+        try:
+            with draft.open("wb") as file:
+                file.write(packed.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(self.path)
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
 
     def load(self) -> dict[str, Any] | None:
         """The content, or None if there is no checkpoint of this very training."""

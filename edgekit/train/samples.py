@@ -29,15 +29,34 @@ class Samples:
 
     @property
     def labelled(self) -> bool:
-        """Whether every sample has a class."""
-        return self.split.labels is not None
+        """Whether any sample has a class."""
+        return self.unlabelled < len(self)
+
+    @property
+    def unlabelled(self) -> int:
+        """How many samples have no class."""
+        labels = self.split.labels
+        return len(self) if labels is None else int((labels[self.rows] < 0).sum())
 
     def batch(self, at: Rows) -> tuple[Tensor, Tensor | None]:
-        """The samples at positions `at`: model inputs `[n, ...]` float32 and labels `[n]` or None."""
+        """The samples at positions `at`: model inputs `[n, ...]` float32 and labels `[n]` (-1: none) or None."""
         rows = self.rows[at]
         inputs = torch.from_numpy(np.ascontiguousarray(self.split.preprocess.apply(self.split.array[rows])))
         labels = self.split.labels
         return inputs, None if labels is None else torch.from_numpy(labels[rows].astype(np.int64))
+
+    def names(self, at: Rows) -> list[str]:
+        """The ids of the samples at positions `at`."""
+        return [self.split.ids[row] for row in self.rows[at]]
+
+    def unreadable(self, at: Rows) -> str:
+        """Which of the samples at positions `at` cannot be read, in words; all of them if each alone can."""
+        for row in at:
+            try:
+                self.batch(np.array([row]))
+            except Exception:
+                return f"Sample {self.split.ids[self.rows[row]]!r} of split {self.split.name!r}"
+        return f"A batch of {len(at)} samples of split {self.split.name!r}"
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """All samples in order."""
@@ -54,8 +73,13 @@ def training_split(data: DataSet) -> Split:
 
 
 def some(split: Split, count: int, seed: int) -> Samples:
-    """`count` samples (or all) drawn without replacement, the same for the same seed."""
+    """`count` samples (or all) drawn without replacement, the same for the same seed.
+
+    Where some samples have no label the others are drawn from.
+    """
     order = np.random.default_rng(seed).permutation(len(split))
+    if split.labels is not None:
+        order = order[split.labels[order] >= 0]
     return Samples(split, np.sort(order[:count]).astype(np.int64))
 
 
@@ -66,7 +90,10 @@ def hold_out(split: Split, share: float, seed: int) -> tuple[Samples, Samples]:
         order = order[np.argsort(split.labels[order], kind="stable")]
     count = max(1, round(len(split) * share))
     if count >= len(split):
-        raise UsageError(f"Split {split.name!r} has {len(split)} samples: too few to hold out {share:g} of them.")
+        seen = f"{len(split)} sample{'s' if len(split) > 1 else ''}"
+        raise UsageError(
+            f"Split {split.name!r} has {seen}: too few to hold out {share:g} of them and learn from the rest."
+        )
     picked = np.zeros(len(split), bool)
     picked[order[np.linspace(0, len(split) - 1, count).round().astype(np.int64)]] = True
     return Samples(split, np.flatnonzero(~picked)), Samples(split, np.flatnonzero(picked))

@@ -80,7 +80,8 @@ def test_a_damaged_network_learns_again_from_labels_and_teacher_or_teacher_alone
     assert all(torch.equal(a, b) for a, b in zip(before.values(), damaged.module.state_dict().values(), strict=True))
     step = trained.history[-1]
     assert [entry["epoch"] for entry in step.curve] == [1.0, 2.0, 3.0]
-    assert set(step.curve[0]) == {"epoch", "train_loss", "held_out_loss", "accuracy", "seconds", "learning_rate"}
+    known = {"epoch", "train_loss", "held_out_loss", "accuracy", "seconds", "learning_rate", "samples_per_second"}
+    assert set(step.curve[0]) == known
     assert step.config["precision"] == "fp32"
     assert ("learned from the teacher alone" in " ".join(step.notes)) is not labels
     assert not trained.module.training
