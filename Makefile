@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python,\
 	$(shell $(p) -c "import sys; assert (3, 11) <= sys.version_info[:2] < (3, 14); print('$(p)')" 2>/dev/null)))
 OUT ?= build/demo
+# What the tests prune. In a folder of its own: where torchvision doesn't fit the build of torch, others would fail on it.
+NETWORKS := timm==1.0.31 torchvision==0.28.0
 
 .PHONY: help demo test check format clean
 .DEFAULT_GOAL := help
@@ -17,11 +19,12 @@ help:
 	@echo "make format  format the code"
 	@echo "make clean   remove what the others made"
 
-$(VENV)/ready: pyproject.toml
+$(VENV)/ready: pyproject.toml Makefile
 	@test -n "$(PYTHON)" || { echo "edgekit needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python"; exit 2; }
 	$(PYTHON) -m venv $(VENV) 2>/dev/null || { rm -rf $(VENV) && $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install -q pip; }
 	$(BIN)/python -m pip install -q --upgrade 'pip>=24'
 	$(BIN)/python -m pip install -q -e '.[all,dev]'
+	$(BIN)/python -m pip install -q --upgrade --no-deps --target $(VENV)/timm $(NETWORKS)
 	@touch $@
 
 demo: $(VENV)/ready
