@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from edgekit.assess import Oracle, assess, did_not_help
 from edgekit.building import Builder, Outcome, orders, parts
 from edgekit.conditions import Conditions
@@ -30,6 +32,7 @@ from edgekit.report.report import Report, Result
 from edgekit.reporting import describe, write
 from edgekit.ships import MIN_SNR, mark_ships
 from edgekit.stressing import Stress, less_robust
+from edgekit.units import parse_duration
 from edgekit.workspace import Context, Workspace, digest, load_stage, save_stage, writing_to
 from edgekit.yamlfile import read_yaml
 
@@ -52,6 +55,7 @@ def run(
     resume: bool = False,
     wait: bool = False,
     kill_on_interrupt: bool = False,
+    time_budget: str | float | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Run a recipe: every stage, every target; measure, report and judge.
@@ -64,6 +68,7 @@ def run(
         wait: queue behind whoever measures on a board.
         kill_on_interrupt: end what runs on a board when this process is interrupted; else it goes on there, and the
             same run with `resume` takes up its result.
+        time_budget: for training, such as `20m`, shared by the stages that train and have none of their own.
         progress: where to say how far it is; by default nowhere.
 
     Returns:
@@ -78,7 +83,7 @@ def run(
     >>> report.exit_code, report.shipped("x86-64", "onnxruntime").role
     (0, 'quantized')
     """
-    chosen, shown = load_recipe(recipe, targets=targets), progress or Silent()
+    chosen, shown = timed(load_recipe(recipe, targets=targets), time_budget), progress or Silent()
     devices = Devices(wait=wait, kill_on_interrupt=kill_on_interrupt, progress=shown)
     job = Run.start(chosen, out, resume=resume, progress=shown, devices=devices)
     try:
@@ -95,6 +100,7 @@ def emit(
     out: str | Path | None = None,
     targets: Sequence[str] | None = None,
     resume: bool = False,
+    time_budget: str | float | None = None,
     progress: Progress | None = None,
 ) -> Emitted:
     """Run a recipe's stages and write the graph of every target and backend, and the QuantSpec; nothing more.
@@ -105,7 +111,7 @@ def emit(
     >>> emitted.quant, emitted.graphs[0].files
     ('quant.json', ('models/fashion_mnist-x86-64-onnxruntime-quantized-int8/model.onnx',))
     """
-    chosen, shown = load_recipe(recipe, targets=targets), progress or Silent()
+    chosen, shown = timed(load_recipe(recipe, targets=targets), time_budget), progress or Silent()
     job = Run.start(chosen, out, resume=resume, progress=shown, judged=False)
     try:
         return emit_all(job.compress(), chosen.targets, job.data, job.space, shown)
@@ -312,6 +318,27 @@ def _conditions(recipe: Recipe, oracle: Oracle) -> Conditions | None:
     except UsageError as error:
         raise read_yaml(recipe.path, "recipe").error(("robustness",), str(error)) from error
     return conditions
+
+
+def timed(recipe: Recipe, budget: str | float | None) -> Recipe:
+    """The recipe with a time budget for all stages that train, in equal shares for those that have none.
+
+    Raises:
+        UsageError: it is no duration, or no stage could use it.
+    """
+    if budget is None:
+        return recipe
+    seconds = parse_duration(budget)
+    open_ = [stage for stage in recipe.stages if getattr(stage, "time_budget", 0) is None]
+    if seconds <= 0 or not open_:
+        why = "must be longer than nothing" if open_ else "has no use here: no stage trains, or each has its own"
+        raise UsageError(f"--time-budget {budget}: {why}.")
+    share = {"time_budget": seconds / len(open_)}
+    stages = tuple(
+        stage.model_copy(update=share) if isinstance(stage, BaseModel) and stage in open_ else stage
+        for stage in recipe.stages
+    )
+    return replace(recipe, stages=stages)
 
 
 def output_folder(name: str, out: str | Path | None) -> Path:

@@ -28,6 +28,9 @@ def run(
     until: Annotated[
         str | None, typer.Option(help="Stop early: `emit` writes graphs and the QuantSpec, and compiles nothing.")
     ] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(help="Time for training, such as 20m: for `distill` and `qat`, instead of epochs.")
+    ] = None,
     wait: Wait = False,
     kill_on_interrupt: KillOnInterrupt = False,
     quiet: Quiet = False,
@@ -41,7 +44,7 @@ def run(
     from edgekit.pipeline import run as run_recipe
 
     if until is not None:
-        return _emit(recipe, until, out, target, resume=resume, quiet=quiet, as_json=as_json)
+        return _emit(recipe, until, out, target, time_budget, resume=resume, quiet=quiet, as_json=as_json)
     with stdout_for_results(), progress_on_stderr(quiet=quiet) as progress, _resumable():
         report = run_recipe(
             recipe,
@@ -50,6 +53,7 @@ def run(
             resume=resume,
             wait=wait,
             kill_on_interrupt=kill_on_interrupt,
+            time_budget=time_budget,
             progress=progress,
         )
     if as_json:
@@ -83,6 +87,7 @@ def _emit(
     until: str,
     out: Path | None,
     targets: list[str] | None,
+    time_budget: str | None,
     *,
     resume: bool,
     quiet: bool,
@@ -97,7 +102,7 @@ def _emit(
     from edgekit.pipeline import emit
 
     with stdout_for_results(), progress_on_stderr(quiet=quiet) as progress, _resumable():
-        emitted = emit(recipe, out=out, targets=targets, resume=resume, progress=progress)
+        emitted = emit(recipe, out=out, targets=targets, resume=resume, time_budget=time_budget, progress=progress)
     if as_json:
         say(emitted.model_dump_json(indent=2))
         return emitted.exit_code

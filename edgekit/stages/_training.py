@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from edgekit.errors import UsageError
+from edgekit.train.settings import Matching, Regularizing
 from edgekit.units import parse_duration
 
 if TYPE_CHECKING:
@@ -84,6 +85,57 @@ def _named(value: object) -> object:
 
 
 AnyTeacher = Annotated[Teacher, BeforeValidator(_named)]
+
+
+AnySize = Literal["auto"] | Annotated[int, Field(ge=1)]
+AnyRate = Literal["auto"] | Annotated[float, Field(gt=0)]
+
+
+class Trains(BaseModel):
+    """The settings that every stage has which trains."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    epochs: int = Field(default=2, ge=1, description="passes over the training split")
+    temperature: float = Field(default=4.0, gt=0, description="softens both networks' logits")
+    alpha: float = Field(
+        default=0.9, ge=0, le=1, description="share of the teacher in the loss; the rest is cross-entropy"
+    )
+    batch_size: AnySize = Field(default=128, description="samples a step; auto by memory and number of samples")
+    learning_rate: AnyRate = Field(default=0.05, description="peak after a linear warm-up; auto by a range test")
+    weight_decay: float = Field(default=0.0, ge=0)
+    augment: Literal["none", "shift", "flip_shift"] = Field(
+        default="shift",
+        description="flip_shift also mirrors: right for photographs and clothes, wrong for digits and letters",
+    )
+    patience: int = Field(default=3, ge=1, description="epochs without a lower held-out loss before training stops")
+    held_out: float = Field(default=0.1, gt=0, lt=1, description="share of the training split that judges the epochs")
+    teacher: AnyTeacher | None = Field(default=None, description="another network with the same classes to learn from")
+    match: Matching = Field(default=Matching(), description="what is taken from the teacher")
+    regularize: Regularizing = Field(default=Regularizing(), description="against learning the samples by heart")
+    accumulate: int = Field(default=1, ge=1, description="every batch goes through in so many parts")
+    save_every: Duration = Field(default="5min", description="time between two checkpoints at most")
+    time_budget: Duration | None = Field(default=None, description="time for training, in the place of epochs")
+
+    def common(self) -> dict[str, Any]:
+        """What of these a training's `Settings` takes, under its names there."""
+        same = ("epochs", "temperature", "alpha", "weight_decay", "augment", "patience", "match", "regularize")
+        return {
+            **{name: getattr(self, name) for name in (*same, "accumulate")},
+            "batch_size": 0 if self.batch_size == "auto" else self.batch_size,
+            "learning_rate": 0.0 if self.learning_rate == "auto" else self.learning_rate,
+            "save_every_s": parse_duration(self.save_every),
+            "time_budget_s": None if self.time_budget is None else parse_duration(self.time_budget),
+        }
+
+    def files(self, base: Path) -> list[Path]:
+        """What the result depends on beside model and data."""
+        return self.teacher.files(base) if self.teacher else []
+
+    def chosen(self, result: Recovered) -> list[str]:
+        """Lines about settings that were left to be found."""
+        size = result.settings.batch_size
+        return [*([f"batches of {size} samples"] if self.batch_size == "auto" else []), *result.found]
 
 
 def convergence(result: Recovered) -> str | None:

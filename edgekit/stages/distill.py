@@ -5,18 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from edgekit.context import RunContext
 from edgekit.errors import UsageError
 from edgekit.extras import require
 from edgekit.model import Model, Step, TorchModel
-from edgekit.stages._training import AnyTeacher, Duration, remarks
-from edgekit.train.settings import AdversarialTraining, Matching, Regularizing
-from edgekit.units import parse_duration
+from edgekit.stages._training import Trains, remarks
+from edgekit.train.settings import AdversarialTraining
 
 if TYPE_CHECKING:
     from edgekit.train.loop import Recovered
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from edgekit.train.settings import Settings
 
 
-class Distill(BaseModel):
+class Distill(Trains):
     """Recovery training with the untouched model as teacher (Hinton et al. 2015, arXiv:1503.02531).
 
     Cross-entropy on the labels and a softened KL term on the teacher's logits; without labels the teacher alone.
@@ -32,33 +30,19 @@ class Distill(BaseModel):
     goes on from its last checkpoint after a kill.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     kind: ClassVar[str] = "distill"
     trains: ClassVar[bool] = True
 
-    epochs: int = Field(2, ge=1, description="passes over the training split")
-    temperature: float = Field(4.0, gt=0, description="softens both networks' logits")
-    alpha: float = Field(0.9, ge=0, le=1, description="share of the teacher in the loss; the rest is cross-entropy")
-    batch_size: int = Field(128, ge=1)
-    learning_rate: float = Field(0.05, gt=0, description="peak rate of SGD after a linear warm-up; a cosine follows")
-    weight_decay: float = Field(5e-4, ge=0)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    augment: Literal["none", "shift", "flip_shift"] = Field(
-        "shift", description="flip_shift also mirrors: right for photographs and clothes, wrong for digits and letters"
-    )
-    patience: int = Field(3, ge=1, description="epochs without a lower held-out loss before training stops")
-    held_out: float = Field(0.1, gt=0, lt=1, description="share of the training split that judges the epochs")
+    weight_decay: float = Field(default=5e-4, ge=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="arithmetic of the forward pass; auto is bf16 where the processor has it"
+        default="auto", description="arithmetic of the forward pass; auto is bf16 where the processor has it"
     )
-    objective: Literal["classes", "outputs"] = Field("classes", description="what the network gives")
-    teacher: AnyTeacher | None = Field(None, description="another network with the same classes to learn from")
-    match: Matching = Field(Matching(), description="what is taken from the teacher beside its softened logits")
-    regularize: Regularizing = Field(Regularizing(), description="against learning the samples by heart")
-    adversarial: AdversarialTraining | None = Field(None, description="learn from samples changed against the network")
-    accumulate: int = Field(1, ge=1, description="every batch goes through in so many parts")
-    save_every: Duration = Field("5min", description="time between two checkpoints at most")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where to train")
+    objective: Literal["classes", "outputs"] = Field(default="classes", description="what the network gives")
+    adversarial: AdversarialTraining | None = Field(
+        default=None, description="learn from samples changed against the network"
+    )
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="where to train")
 
     def apply(self, model: Model, ctx: RunContext) -> TorchModel:
         """A trained copy of `model`, of the same shape.
@@ -113,29 +97,14 @@ class Distill(BaseModel):
         from edgekit.train.settings import Settings
 
         return Settings(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            temperature=self.temperature,
-            alpha=self.alpha,
+            **self.common(),
             label_smoothing=self.label_smoothing,
-            augment=self.augment,
-            patience=self.patience,
             precision=("bf16" if native_bf16() else "fp32") if self.precision == "auto" else self.precision,
             seed=seed,
             objective=self.objective,
-            match=self.match,
-            regularize=self.regularize,
             adversarial=self.adversarial,
-            accumulate=self.accumulate,
-            save_every_s=parse_duration(self.save_every),
             device=self.device,
         )
-
-    def files(self, base: Path) -> list[Path]:
-        """What the result depends on beside model and data."""
-        return self.teacher.files(base) if self.teacher else []
 
     def notes(self, result: Recovered, train: Samples) -> tuple[str, ...]:
         """What happened, in plain lines."""
@@ -159,7 +128,7 @@ class Distill(BaseModel):
             lines.append(f"{unlabelled:,} of the samples have no label: these were learned from the teacher alone")
         if not result.best_epoch:
             lines.append("did not help: no epoch was better than the start, so the weights stay as they were")
-        return (*lines, *remarks(result))
+        return (*lines, *self.chosen(result), *remarks(result))
 
 
 def _ends(entry: Mapping[str, float], score: str) -> list[tuple[float, float]]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from edgekit.context import RunContext
 from edgekit.errors import UsageError
 from edgekit.extras import require
 from edgekit.model import Model, OnnxModel, Step
 from edgekit.quant.spec import Variant
-from edgekit.stages._training import remarks
+from edgekit.stages._training import AnyRate, Trains, remarks
 
 if TYPE_CHECKING:
     import torch
@@ -36,30 +36,25 @@ FASTER = 25.0
 """Steps learn as a ratio of where they started, weights as they are: about a tenth in most layers."""
 
 
-class Qat(BaseModel):
+HIGHEST = 0.01
+"""The highest learning rate that a range test tries with Adam."""
+
+
+class Qat(Trains):
     """Quantization-aware training with learned steps (Esser et al. 2020, arXiv:1902.08153), the reference as teacher.
 
     What is trained is the torch view of the graph that is emitted, rounding where its QuantSpec has a grid. Weights,
     biases and steps come back by name; the float build stays the network that `quantize` got. Keeps the epoch with the
     lowest loss on a held-out part of the training split. Deterministic with the run's seed; goes on from its last
-    finished epoch after a kill.
+    checkpoint after a kill.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     kind: ClassVar[str] = "qat"
     trains: ClassVar[bool] = False
     after: ClassVar[str] = "quantize"
 
-    epochs: int = Field(2, ge=1, description="passes over the training split")
-    grid: Variant = Field("affine", description="the variant of the grid to train in; targets name theirs")
-    temperature: float = Field(4.0, gt=0, description="softens both networks' logits")
-    alpha: float = Field(0.9, ge=0, le=1, description="share of the teacher in the loss; the rest is cross-entropy")
-    batch_size: int = Field(128, ge=1)
-    learning_rate: float = Field(2e-4, gt=0, description="peak rate of Adam after a linear warm-up; a cosine follows")
-    weight_decay: float = Field(0.0, ge=0)
-    augment: Literal["none", "shift", "flip_shift"] = Field("shift", description="as in `distill`")
-    patience: int = Field(3, ge=1, description="epochs without a lower held-out loss before training stops")
-    held_out: float = Field(0.1, gt=0, lt=1, description="share of the training split that judges the epochs")
+    learning_rate: AnyRate = Field(default=2e-4, description="peak rate of Adam after a linear warm-up, or auto")
+    grid: Variant = Field(default="affine", description="the variant of the grid to train in; targets name theirs")
 
     def apply(self, model: Model, ctx: RunContext) -> OnnxModel:
         """The same graph with a QuantSpec and corrections that were learned, or as it was where none is better.
@@ -88,7 +83,8 @@ class Qat(BaseModel):
         train, held_out = hold_out(training_split(ctx.data), self.held_out, ctx.seed)
         student = Student(model.lowered(self.grid), emitted_for(model.quant, ctx.targets, self.grid), self.grid)
         _check_batch(model, student, held_out)
-        pair = Pair.of(model, classes=train.labelled or ctx.data.task == "classification")
+        other = self.teacher.network(model.inputs, ctx.base) if self.teacher else None
+        pair = Pair.of(model, other, classes=train.labelled or ctx.data.task == "classification")
         settings = self.settings(ctx.seed, pair)
         result = recover(
             pair.student(student),
@@ -119,18 +115,12 @@ class Qat(BaseModel):
         from edgekit.train.settings import Settings
 
         return Settings(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            temperature=self.temperature,
-            alpha=self.alpha,
+            **self.common(),
             label_smoothing=0.0,
-            augment=self.augment,
-            patience=self.patience,
             precision="fp32",
             seed=seed,
             objective="classes" if pair.classes else "outputs",
+            highest_rate=HIGHEST,
         )
 
     def notes(self, result: Recovered, settings: Settings, train: Samples) -> tuple[str, ...]:
@@ -154,7 +144,7 @@ class Qat(BaseModel):
         elif self.grid != "affine" and best and best[settings.score] - result.start[1] < HELPED:
             # In the affine grid the whole test split says so.
             lines.append(f"did not help: held-out loss fell, and {scored(settings, before)} did not rise")
-        return (*lines, *remarks(result))
+        return (*lines, *self.chosen(result), *remarks(result))
 
 
 @dataclass(frozen=True)
@@ -166,8 +156,11 @@ class Pair:
     probabilities: bool
 
     @classmethod
-    def of(cls, model: OnnxModel, *, classes: bool) -> Pair:
-        """`classes` says whether the task has any; the network's outputs must fit too."""
+    def of(cls, model: OnnxModel, other: nn.Module | None, *, classes: bool) -> Pair:
+        """`classes` says whether the task has any; the network's outputs must fit too.
+
+        An `other` teacher than the untouched network gives logits where the task has classes.
+        """
         from edgekit.graph.torch_view import torch_view
 
         graphs = [model.proto.graph, model.reference.proto.graph]
@@ -175,6 +168,8 @@ class Pair:
         classes = classes and model.outputs[0].shape[1] != 1
         ends = [[n.op_type for n in graph.node if graph.output[0].name in n.output] for graph in graphs]
         probabilities = classes and all(kinds == ["Softmax"] for kinds in ends)
+        if other is not None:
+            return cls(other, classes, classes and ends[0] == ["Softmax"])
         teacher = torch_view(model.reference.proto)
         return cls(_logits(teacher) if probabilities else teacher, classes, probabilities)
 

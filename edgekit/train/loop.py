@@ -27,6 +27,8 @@ from edgekit.errors import EdgekitError, UsageError
 from edgekit.prune.shapes import laid_out
 from edgekit.train.batch import Batch
 from edgekit.train.checkpoint import Checkpoint, digest
+from edgekit.train.found import RANGE_BATCHES, RANGE_STEPS, batch_size, free_bytes, learning_rate, rates
+from edgekit.train.losses import Truth
 from edgekit.train.objective import Objective, scored
 from edgekit.train.processes import Processes
 from edgekit.train.regularize import Average, thawed, train_mode, with_dropout
@@ -45,7 +47,8 @@ class Recovered:
     """The best epoch's module; `start` is held-out loss and score before training, `curve` one entry an epoch.
 
     `settings` are those of the training with everything decided, `resumed_at` says where a killed one went on,
-    `warnings` are for the top of the report, `frozen` counts numbers that were not to be learned.
+    `warnings` are for the top of the report, `frozen` counts numbers that were not to be learned, `found` says in lines
+    which settings were chosen here.
     """
 
     module: nn.Module
@@ -57,6 +60,7 @@ class Recovered:
     resumed_at: str = ""
     warnings: tuple[str, ...] = ()
     frozen: int = 0
+    found: tuple[str, ...] = ()
 
 
 @dataclass
@@ -114,11 +118,25 @@ def recover(
     """
     with _reproducible(settings.seed):
         checkpoint = Checkpoint(folder, digest(settings, student, teacher, train, held_out))
+        saved = checkpoint.load()
+        if saved is not None:
+            settings = replace(settings, batch_size=saved["batch_size"])
+        elif not settings.batch_size:
+            settings = replace(settings, batch_size=_fitting(student, train, settings))
         made = Training(
             student, teacher, train, held_out, settings,
             progress=progress, deadline=deadline, stage=stage, optimizer=optimizer or sgd, checkpoint=checkpoint,
         )  # fmt: skip
-        return made.run()
+        return made.run(saved)
+
+
+def _fitting(student: nn.Module, train: Samples, settings: Settings) -> int:
+    """A batch size by memory and number of samples."""
+    device = torch.device(settings.device)
+    module = laid_out(copy.deepcopy(student), torch.channels_last).to(device).requires_grad_(True)
+    inputs = Batch(train.batch(np.arange(min(4, len(train))))[0], Truth(None)).to(device).inputs
+    size = batch_size(module, inputs, len(train), free_bytes(device))
+    return int(Processes().agree(size))
 
 
 def judged(student: nn.Module, teacher: nn.Module, held_out: Samples, settings: Settings) -> tuple[float, float]:
@@ -171,7 +189,7 @@ class Training:
         self.student = laid_out(copy.deepcopy(student), torch.channels_last).to(self.device)
         self.frozen = thawed(self.student)
         wise = laid_out(copy.deepcopy(teacher), torch.channels_last).to(self.device)
-        self.train, self.held_out, self.settings = train, held_out, settings
+        self.train, self.held_out, self.settings, self.asked = train, held_out, settings, settings
         self.progress, self.deadline, self.stage = progress or Silent(), deadline, stage
         self.checkpoint, self.processes = checkpoint, Processes()
         self.objective = Objective(self.student, wise, settings, self.processes)
@@ -186,14 +204,15 @@ class Training:
         self.evaluation_s = 0.0
         self.warnings: list[str] = []
 
-    def run(self) -> Recovered:
-        """Train to the end, or until it is of no more use."""
+    def run(self, saved: Mapping[str, Any] | None = None) -> Recovered:
+        """Train to the end, or until it is of no more use; `saved` is what a checkpoint held."""
         start = self.begin()
-        resumed = self.resume()
+        resumed = self.resume(saved) if saved else ""
         self.good = self.content()
         undo = with_dropout(self.student, self.settings.regularize.dropout)
         try:
             with self.processes.sharing_norms(self.student):
+                self.find_rate()
                 self.plan()
                 with self.progress.task(self.stage, total=self.schedule.total) as task:
                     task.advance(self.state.done, note=self.note())
@@ -211,8 +230,18 @@ class Training:
         settings = replace(self.settings, epochs=self.last_epoch)
         return Recovered(
             module, self.state.best_epoch, start, tuple(self.state.curve), settings, stopped, resumed,
-            tuple(self.warnings), self.frozen,
+            tuple(self.warnings), self.frozen, tuple(self.found()),
         )  # fmt: skip
+
+    def found(self) -> Iterator[str]:
+        """Which settings were chosen here, in lines."""
+        if not self.asked.learning_rate:
+            yield f"learning rate {self.settings.learning_rate:.3g} by a range test of {RANGE_STEPS} steps"
+        if self.settings.time_budget_s is not None:
+            yield (
+                f"{self.schedule.total:,} steps of {self.settings.batch_size} samples fit in "
+                f"{self.settings.time_budget_s:g} s ({self.spent():.1f} s were used)"
+            )
 
     @property
     def last_epoch(self) -> int:
@@ -310,6 +339,9 @@ class Training:
         judged = {"": (self.objective.evaluate(self.held_out), _snapshot(self.student))}
         if self.average:
             self.student.load_state_dict(self.average.values)
+            for module in self.student.modules():
+                if callable(constrain := getattr(module, "constrain", None)):
+                    constrain()  # an average of what is allowed need not be
             judged["ema_"] = self.objective.evaluate(self.held_out), _snapshot(self.student)
             self.student.load_state_dict(judged[""][1])
         state.epoch += 1
@@ -370,37 +402,65 @@ class Training:
         made = Batch.made(inputs, labels, self.settings, self.draw)
         return made.to(self.device)
 
+    def find_rate(self) -> None:
+        """Where no learning rate is given: the one that a range test finds. Its steps are undone."""
+        asked = self.settings
+        if asked.learning_rate:
+            return
+        order = self.order()
+        # What is drawn at random would hide what the rate does.
+        plain = asked.regularize.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
+        self.settings = replace(asked, augment="none", regularize=plain)
+
+        def step(batch: int, rate: float) -> float:
+            at = batch * self.settings.batch_size
+            try:
+                return self.step(order[at : at + self.settings.batch_size], rate)
+            except _DivergedError:
+                return math.nan
+
+        train_mode(self.student)
+        with self.progress.task(f"{self.stage}: find the learning rate"):
+            found = learning_rate(step, rates(asked.highest_rate), min(RANGE_BATCHES, self.steps))
+        self.restore(self.good)
+        self.settings = replace(asked, learning_rate=found)
+        self.schedule.peak = found
+        self.good = self.content()
+
     def plan(self) -> None:
-        """Where time is given instead of epochs: how many steps that is, by those that are made here and undone."""
+        """Where time is given instead of epochs: how many steps that is, by some that are made and undone."""
         budget = self.settings.time_budget_s
         if budget is None or self.state.done:
             return
         train_mode(self.student)
         order, taken = self.order(), []
         for _ in range(TIMED):
-            rows = order[: self.settings.batch_size]
             started = time.monotonic()
-            self.step(rows, 0.0)
+            self.step(order[: self.settings.batch_size], 0.0)
             taken.append(time.monotonic() - started)
         self.restore(self.good)
-        fits = steps_within(budget - self.spent(), min(taken[1:]), self.steps, self.evaluation_s)
-        fits = int(self.processes.agree(fits))
+        left = budget - self.spent()
+        fits = int(self.processes.agree(steps_within(left, min(taken[1:]), self.steps, self.evaluation_s)))
         if not fits:
             raise UsageError(
-                f"{self.stage}.time_budget of {budget:g} s is too short: a step takes {min(taken):.2g} s and an "
-                f"evaluation {self.evaluation_s:.2g} s. Give more time, or set {self.stage}.held_out lower."
+                f"{self.stage}.time_budget of {budget:g} s is too short: a step takes {min(taken):.2g} s, an "
+                f"evaluation {self.evaluation_s:.2g} s, and {max(left, 0):.2g} s are left. Give more time, or set "
+                f"{self.stage}.held_out lower."
             )
         self.schedule.replan(0, fits)
         self.good = self.content()
 
     def replan(self) -> None:
-        """Now and then, where time is given: what still fits at the pace of the running epoch."""
+        """Where time is given: now and then, what still fits at the pace of the running epoch."""
         budget, state = self.settings.time_budget_s, self.state
-        if budget is None or state.done % max(self.schedule.total // 20, 1) or state.step < TIMED:
+        if budget is None:
             return
-        left = budget - self.spent()
-        fits = state.done + steps_within(left, state.seconds / state.step, self.steps, self.evaluation_s)
-        fits = int(self.processes.agree(fits))
+        left = self.processes.agree(budget - self.spent())
+        often = max(self.schedule.total // 20, 1)
+        if left > self.evaluation_s and (state.done % often or state.step < TIMED):
+            return
+        pace = self.processes.agree(state.seconds / state.step)
+        fits = state.done + steps_within(left, pace, self.steps, self.evaluation_s)
         if not self.schedule.total <= fits <= 1.1 * self.schedule.total:
             self.schedule.replan(state.done, fits)
 
@@ -424,6 +484,8 @@ class Training:
             **vars(self.state),
             "curve": [dict(entry) for entry in self.state.curve],
             "spent": self.spent(),
+            "batch_size": self.settings.batch_size,
+            "learning_rate": self.settings.learning_rate,
         }
 
     def restore(self, content: Mapping[str, Any]) -> None:
@@ -462,13 +524,11 @@ class Training:
                 self.warnings.append(line)
                 self.progress.say(line)
 
-    def resume(self) -> str:
-        """Go on from the checkpoint, if there is one of this training; where that was."""
-        saved = self.checkpoint.load() if self.checkpoint else None
-        if saved is None:
-            return ""
+    def resume(self, saved: Mapping[str, Any]) -> str:
+        """Go on from what a checkpoint held; where that was."""
         self.restore(saved)
         self.state.spent += saved["spent"]
+        self.settings = replace(self.settings, learning_rate=saved["learning_rate"])
         state = self.state
         return f"step {state.step} of epoch {state.epoch + 1}" if state.step else f"epoch {state.epoch}"
 

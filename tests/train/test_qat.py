@@ -109,6 +109,20 @@ def test_it_brings_the_outputs_back(rough, tmp_path, labels):
     assert min(steps) < 0.9  # ranges that were far too wide become narrower
 
 
+def test_it_takes_what_distill_takes(rough, tmp_path):
+    """Also averaged weights and steps, which stay within the bounds of the grid."""
+    settings = {
+        "match": {"logits": "dkd", "dkd_others": 2.0}, "regularize": {"ema": 0.9, "mixup": 0.2},
+        "accumulate": 2, "learning_rate": "auto", "batch_size": "auto",
+    }  # fmt: skip
+    done = Qat(epochs=6, augment="none", **settings).apply(rough, context(tmp_path))
+    assert distance(done) < 0.5 * distance(rough)
+    assert "ema_accuracy" in done.history[-1].curve[0]
+    assert any("by a range test" in note for note in done.history[-1].notes)
+    with pytest.raises(UsageError, match="cannot be paired"):
+        Qat(match={"features": 1.0}).apply(rough, context(tmp_path / "features"))
+
+
 @pytest.mark.parametrize("grid", ["symmetric", "reduced_range"])
 def test_it_trains_in_the_grid_that_the_recipe_names(rough, tmp_path, grid):
     backend = {"symmetric": "tensorrt", "reduced_range": "onnxruntime"}[grid]
