@@ -23,6 +23,7 @@ from edgekit.emitting import Emitted, emit_all
 from edgekit.errors import UsageError
 from edgekit.extras import DISTRIBUTION
 from edgekit.gate import exit_code, judge
+from edgekit.launched import processes
 from edgekit.measuring import Measuring, unlike
 from edgekit.model import Model, OnnxModel, Step, trail
 from edgekit.observed import Evidence
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from edgekit.stages import Stage
     from edgekit.target import Target
+    from edgekit.train.processes import Processes
 
 DEFAULT_OUT = Path("edgekit-out")
 DEFAULT_MAX_DROP = 0.01
@@ -155,42 +157,51 @@ class Run:
 
         Without `judged` the reference is never asked, and no stage is held against it.
         """
-        started = time.monotonic()
         folder = output_folder(recipe.name, out)
         Workspace.check(folder)
         devices = devices or Devices(progress=progress)
         warnings = [line for line in (unlike(planned, devices) for planned in recipe.targets) if line]
         with progress.task("load data and model"):
-            data, source = _data(recipe), _source(recipe)
-            check_against(data, source.inputs, source.outputs)
-            oracle = Oracle.of(source, data)
-            from edgekit.graph.large import fingerprint  # needs onnx, whose absence loading told in one line
-
-            reference = fingerprint(source.reference.proto)
-            key = digest(metadata.version(DISTRIBUTION), reference, data.sha256, str(recipe.seed))
+            job = cls.loaded(recipe, Workspace(folder), progress=progress)
             if judged:
-                _ = oracle.outputs  # computed here, so that its time is not counted as the first stage's
-            conditions = _conditions(recipe, oracle) if judged else None
+                _ = job.oracle.outputs  # computed here, so that its time is not counted as the first stage's
+            conditions = _conditions(recipe, job.oracle) if judged else None
         space = Workspace.open(folder, resume=resume)
-        notes = [*warnings, *data.notes]
-        return cls(
-            recipe, space, data, source, oracle, progress, resume, key, started, notes,
-            judged=judged, devices=devices, conditions=conditions,
+        return replace(
+            job, space=space, resume=resume, warnings=[*warnings, *job.data.notes], judged=judged, devices=devices,
+            conditions=conditions,
         )  # fmt: skip
+
+    @classmethod
+    def loaded(cls, recipe: Recipe, space: Workspace, *, progress: Progress) -> Run:
+        """Model and data, held against each other; the output folder is not touched."""
+        started = time.monotonic()
+        data, source = _data(recipe), _source(recipe)
+        check_against(data, source.inputs, source.outputs)
+        oracle = Oracle.of(source, data)
+        from edgekit.graph.large import fingerprint  # needs onnx, whose absence loading told in one line
+
+        reference = fingerprint(source.reference.proto)
+        key = digest(metadata.version(DISTRIBUTION), reference, data.sha256, str(recipe.seed))
+        return cls(recipe, space, data, source, oracle, progress, False, key, started)
 
     def compress(self) -> Model:
         """The model after every stage, each held against the reference as soon as it is done."""
-        model, before = self._entered(), self.oracle.step if self.judged else Step("source", {}, 0.0)
+        model, before = self.entered(), self.oracle.step if self.judged else Step("source", {}, 0.0)
+        together = _together()
         for number, stage in enumerate(self.recipe.stages, 1):
-            settings = json.dumps(stage.model_dump(mode="json"), sort_keys=True)
-            self.key = digest(self.key, stage.kind, settings, *_files(stage, self.recipe.base))
+            self.key = stage_key(self.key, stage, self.recipe.base)
             folder = self.space.stage(number, stage.kind)
             kept = load_stage(folder, self.key, model) if self.resume else None
             if kept is not None:
                 self.progress.say(f"{stage.kind}: kept from the earlier run")
             elif (folder / "done.json").exists():
                 self.progress.say(f"{stage.kind}: done again, the earlier run had other settings or is damaged")
+            if together:
+                together.agree(kept is None)
             model = kept or self._apply(stage, model, folder)
+            if together:
+                together.wait()
             after = model.history[-1]
             for line in (*after.warnings, did_not_help(before, after)):
                 self._warn(line)
@@ -198,7 +209,7 @@ class Run:
             self.refused = after.refused
         return model
 
-    def _entered(self) -> Model:
+    def entered(self) -> Model:
         """The source; one that is an ONNX graph and whose weights will be trained becomes its torch view."""
         if isinstance(self.source, OnnxModel) and any(stage.trains for stage in self.recipe.stages):
             from edgekit.graph.crossing import to_torch
@@ -346,10 +357,20 @@ def output_folder(name: str, out: str | Path | None) -> Path:
     return Path(out) if out else DEFAULT_OUT / name
 
 
-def _files(stage: Stage, base: Path) -> list[Path]:
-    """What a stage's result depends on beside model, data and settings, such as a teacher."""
-    named = getattr(stage, "files", None)
-    return named(base) if named else []
+def stage_key(before: str, stage: Stage, base: Path) -> str:
+    """What a stage's result is made from: all that came before, its settings, and the files that they name."""
+    files = getattr(stage, "files", None)
+    settings = json.dumps(stage.model_dump(mode="json"), sort_keys=True)
+    return digest(before, stage.kind, settings, *(files(base) if files else ()))
+
+
+def _together() -> Processes | None:
+    """The processes that train along, where `torchrun` started any: see `edgekit.follow`."""
+    if processes() == 1:
+        return None
+    from edgekit.train.processes import Processes
+
+    return Processes()
 
 
 def _data(recipe: Recipe) -> DataSet:

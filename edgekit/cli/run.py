@@ -13,6 +13,7 @@ import typer
 
 from edgekit.cli.options import KillOnInterrupt, Quiet, Wait
 from edgekit.cli.verb import Json, say, stdout_for_results, verb
+from edgekit.launched import rank
 
 
 @verb
@@ -45,6 +46,8 @@ def run(
 
     if until is not None:
         return _emit(recipe, until, out, target, time_budget, resume=resume, quiet=quiet, as_json=as_json)
+    if rank():
+        return _follow(recipe, out, target, time_budget)
     with stdout_for_results(), progress_on_stderr(quiet=quiet) as progress, _resumable():
         report = run_recipe(
             recipe,
@@ -70,6 +73,14 @@ def run(
     if report.recipe and not quiet:
         print(f"The report: {output_folder(report.recipe.name, out) / 'report.html'}", file=sys.stderr)
     return int(report.exit_code)
+
+
+def _follow(recipe: Path, out: Path | None, targets: list[str] | None, time_budget: str | None) -> int:
+    """All processes but the first of those that `torchrun` started."""
+    from edgekit.follow import follow
+
+    follow(recipe, out=out, targets=targets, time_budget=time_budget)
+    return 0
 
 
 @contextmanager
@@ -101,6 +112,8 @@ def _emit(
         raise UsageError(f"--until {until!r}: a run can stop after 'emit' alone.")
     from edgekit.pipeline import emit
 
+    if rank():
+        return _follow(recipe, out, targets, time_budget)
     with stdout_for_results(), progress_on_stderr(quiet=quiet) as progress, _resumable():
         emitted = emit(recipe, out=out, targets=targets, resume=resume, time_budget=time_budget, progress=progress)
     if as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -95,6 +95,8 @@ class Trains(BaseModel):
     """The settings that every stage has which trains."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    joins: ClassVar[bool] = True
+    """Whether all processes that `torchrun` started have a part in it."""
 
     epochs: int = Field(default=2, ge=1, description="passes over the training split")
     temperature: float = Field(default=4.0, gt=0, description="softens both networks' logits")

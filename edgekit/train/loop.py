@@ -119,6 +119,12 @@ def recover(
     with _reproducible(settings.seed):
         checkpoint = Checkpoint(folder, digest(settings, student, teacher, train, held_out))
         saved = checkpoint.load()
+        together = Processes()
+        if together.agree(saved is not None) != (saved is not None):
+            raise UsageError(
+                f"Process {together.rank} does not find the checkpoint of the first one in {folder}. All of them need "
+                "the same output folder (--out), model and data."
+            )
         if saved is not None:
             settings = replace(settings, batch_size=saved["batch_size"])
         elif not settings.batch_size:

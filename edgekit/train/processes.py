@@ -7,7 +7,6 @@ the clock are those of the first process, which alone writes. Hugging Face accel
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,15 +17,10 @@ from torch import Tensor, nn
 
 from edgekit.errors import UsageError
 from edgekit.extras import require
+from edgekit.launched import processes
 
 PATIENCE = timedelta(hours=24)
 """So long a process waits for the others: the first one may prune and quantize meanwhile."""
-
-
-def started() -> int:
-    """How many processes `torchrun` started, this one included; 1 without it."""
-    told = all(name in os.environ for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR"))
-    return int(os.environ.get("WORLD_SIZE", "1")) if told else 1
 
 
 class Processes:
@@ -35,7 +29,7 @@ class Processes:
     def __init__(self) -> None:
         self.count, self.rank = 1, 0
         self._accelerator: Any = None
-        if started() > 1:
+        if processes() > 1:
             accelerate = require("accelerate", extra="torch", why="training over several processes")
             group = accelerate.InitProcessGroupKwargs(timeout=PATIENCE)
             self._accelerator = accelerate.Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[group])
