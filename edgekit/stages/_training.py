@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekit.model import TensorSpec
-    from edgekit.train.loop import Recovered
+    from edgekit.train.training import Recovered
 
 GAIN = 0.9
 """A training has converged where this share of what it gained was reached."""

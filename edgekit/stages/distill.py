@@ -17,9 +17,9 @@ from edgekit.stages._training import Trains, remarks
 from edgekit.train.settings import AdversarialTraining
 
 if TYPE_CHECKING:
-    from edgekit.train.loop import Recovered
     from edgekit.train.samples import Samples
     from edgekit.train.settings import Settings
+    from edgekit.train.training import Recovered
 
 
 class Distill(Trains):

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from edgekit.quant.spec import QuantSpec
     from edgekit.target import Target
-    from edgekit.train.loop import Recovered
     from edgekit.train.samples import Samples
     from edgekit.train.settings import Settings
     from edgekit.train.student import Student
+    from edgekit.train.training import Recovered
 
 
 HELPED = 0.001

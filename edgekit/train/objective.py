@@ -31,7 +31,7 @@ class Objective:
 
     def __init__(self, student: nn.Module, teacher: nn.Module, settings: Settings, processes: Processes) -> None:
         self.student, self.teacher = student, teacher.requires_grad_(False).eval()
-        self.settings, self.processes, self.device = settings, processes, torch.device(settings.device)
+        self.settings, self.processes, self.device = settings, processes, processes.device(settings.device)
         self.taps: Taps | None = None
         self.attacker: Attacker | None = None
 

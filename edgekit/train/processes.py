@@ -32,13 +32,26 @@ class Processes:
         if processes() > 1:
             accelerate = require("accelerate", extra="torch", why="training over several processes")
             group = accelerate.InitProcessGroupKwargs(timeout=PATIENCE)
-            self._accelerator = accelerate.Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[group])
+            # Gloo also adds up what lies on GPUs, and both kinds of tensors are added up here.
+            self._accelerator = accelerate.Accelerator(cpu=True, kwargs_handlers=[group])
             self.count, self.rank = self._accelerator.num_processes, self._accelerator.process_index
 
     @property
     def first(self) -> bool:
         """Whether this is the process that writes."""
         return self.rank == 0
+
+    def device(self, kind: str) -> torch.device:
+        """Where this process trains: the processor, or a GPU of its own as far as there are enough.
+
+        Raises:
+            UsageError: torch sees no GPU.
+        """
+        if kind == "cpu":
+            return torch.device("cpu")
+        if not torch.cuda.is_available():
+            raise UsageError("`device: cuda` needs a GPU, and torch sees none. Use `device: cpu`.")
+        return torch.device("cuda", self.rank % torch.cuda.device_count())
 
     def part(self, count: int) -> slice:
         """Which of `count` samples of a batch are this process's.

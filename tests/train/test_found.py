@@ -96,13 +96,13 @@ def test_a_rate_and_a_batch_that_were_found_train_and_are_told_and_kept(damaged,
     with pytest.raises(KeyboardInterrupt):
         stage.apply(damaged, context(tmp_path / "b"))
     monkeypatch.setattr(Checkpoint, "save", save)
-    monkeypatch.setattr("edgekit.train.loop.learning_rate", None)  # it is not looked for again
+    monkeypatch.setattr("edgekit.train.training.learning_rate", None)  # it is not looked for again
     assert same(stage.apply(damaged, context(tmp_path / "b")), straight)
 
 
 def test_time_takes_the_place_of_epochs(damaged, tmp_path):
     """The pace is what a clock of the test's own says: 10 ms a step, and nothing else takes time."""
-    from edgekit.train import loop
+    from edgekit.train import training
 
     class Clock:
         now = 0.0
@@ -111,7 +111,7 @@ def test_time_takes_the_place_of_epochs(damaged, tmp_path):
             return self.now
 
     clock, taken = Clock(), []
-    step, real = loop.Training.step, time
+    step, real = training.Training.step, time
 
     def slow(self, rows, rate):
         clock.now += 0.01 if len(taken) < 40 else 0.02  # the machine becomes slower
@@ -119,10 +119,10 @@ def test_time_takes_the_place_of_epochs(damaged, tmp_path):
         return step(self, rows, rate)
 
     try:
-        loop.time, loop.Training.step = clock, slow
+        training.time, training.Training.step = clock, slow
         done = asked(time_budget="1s", patience=1).apply(damaged, context(tmp_path))
     finally:
-        loop.time, loop.Training.step = real, step
+        training.time, training.Training.step = real, step
     assert 0.9 < clock.now <= 1.0
     used = [rate for rate in taken if rate > 0]
     assert max(used) == pytest.approx(0.02, rel=0.1)

@@ -26,8 +26,8 @@ from edgekit.graph.io import save_onnx  # noqa: E402
 from edgekit.model import TorchModel  # noqa: E402
 from edgekit.stages.distill import Distill  # noqa: E402
 from edgekit.train.checkpoint import Checkpoint  # noqa: E402
-from edgekit.train.loop import Training  # noqa: E402
 from edgekit.train.schedule import FAR, PATIENCE, WINDOW, Schedule, Watch, steps_within  # noqa: E402
+from edgekit.train.training import Training  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +194,13 @@ def test_a_teacher_with_other_classes_or_inputs_is_one_clear_error(damaged, tmp_
         asked(teacher="big.onnx").apply(damaged, ctx)
     with pytest.raises(UsageError, match="no file"):
         asked(teacher="none.onnx").apply(damaged, ctx)
+
+
+def test_a_gpu_that_is_not_there_is_one_clear_error(damaged, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(UsageError, match="needs a GPU, and torch sees none"):
+        asked(device="cuda").apply(damaged, context(tmp_path))
 
 
 # ---- data
