@@ -232,7 +232,7 @@ def read_limit(clause: Clause, name: str, unit: str | None = None) -> float:
     if name == "max_ratio":
         return float(written)
     if name == "max_regression" and unit in ("s", "bytes"):
-        return parse_percent(written)
+        return _no_factor(written, parse_percent(written))
     if name == "max_regression" and unit == "share":
         return _below_one(written, parse_points(written), "1.0pp")
     parse: dict[str, Callable[[float | str], float]] = {
@@ -246,6 +246,13 @@ def _below_one(written: Quantity, share: float, example: str) -> float:
     """A bare 1.0 that was meant as one point would let everything pass."""
     if not -1 < share < 1:
         raise UsageError(f"{written!r} cannot be a limit: that is {100 * share:g} %. Write it like {example!r}.")
+    return share
+
+
+def _no_factor(written: Quantity, share: float) -> float:
+    """A bare 5 that was meant as 5 % would let six times the time pass."""
+    if share <= -1 or (share >= 1 and not str(written).strip().endswith("%")):
+        raise UsageError(f"{written!r} cannot be a limit: that is {100 * share:g} %. Write it like '5%', or max_ratio.")
     return share
 
 

@@ -37,7 +37,7 @@ class Comparison:
     rounds: tuple[Round, ...]
     info: tuple[Any, ...] = field(default=(), repr=False)
     confidence: float = 0.95
-    """What the interval was computed at, so that it holds with 95 % after every look."""
+    """What the interval was computed at, so that it holds with what was asked for (95 %) after every look."""
 
 
 def paired_ratio(rounds: Sequence[Round], *, confidence: float = 0.95) -> tuple[float, float, float]:
@@ -73,24 +73,25 @@ def compare(
     rounds: Sequence[int] = LOOKS,
     limits: Sequence[float] = (1.0,),
     inputs: Path | None = None,
+    confidence: float = 0.95,
 ) -> Comparison:
     """`a` against `b` on `device`, in ever more rounds until the interval leaves out every one of `limits`.
 
-    `rounds` are the totals after which to look. Each look shares the 5 % of error with the others (Bonferroni's
-    inequality, which holds for looks that share rounds too), so the interval that is reported holds with 95 % however
-    often one looked.
+    `rounds` are the totals after which to look. Each look shares the error (5 %, or what else `confidence` leaves)
+    with the others (Bonferroni's inequality, which holds for looks that share rounds too), so the interval that is
+    reported holds with that confidence however often one looked.
     """
     taken: list[Round] = []
     infos: list[Any] = []
-    confidence = 1 - 0.05 / len(rounds)
+    each = 1 - (1 - confidence) / len(rounds)
     for total in rounds:
         pairs = device.pairs(a, b, rounds=total - len(taken), threads=threads, inputs=inputs)
         taken += pairs.rounds
         infos += pairs.info
-        ratio, low, high = paired_ratio(taken, confidence=confidence)
+        ratio, low, high = paired_ratio(taken, confidence=each)
         if all(high < limit or low > limit for limit in limits):
             break
-    return Comparison(ratio, low, high, tuple(taken), tuple(infos), confidence)
+    return Comparison(ratio, low, high, tuple(taken), tuple(infos), each)
 
 
 Verdict = Literal["no difference", "a is faster", "b is faster", "inconclusive"]

@@ -112,7 +112,9 @@ class _One:
             seen = self._seen(shipped)
         except AbsentError as absent:
             verdict: Verdict = "invalid" if absent.invalid else "missing"
-            return self.outcome(target, backend, verdict, absent.reason, shipped=shipped)
+            judged = self.outcome(target, backend, verdict, absent.reason, shipped=shipped)
+            waived = absent.damaged and self.clause.severity == "fail" and not judged.exit_code
+            return judged.model_copy(update={"exit_code": int(ExitCode.GATE_FAILED)}) if waived else judged
         except DeviceError as error:
             judged = self.outcome(target, backend, "missing", str(error), shipped=shipped)
             return judged.model_copy(update={"exit_code": int(error.exit_code)})
@@ -154,6 +156,8 @@ class _One:
         said = show_worse(seen, seen.unit) if compared else show_interval(seen, seen.unit)
         worst_of = f" ({seen.of})" if seen.of else ""
         reason = f"{shipped.role} {shipped.precision}: {said}{worst_of}{self._elsewhere(shipped)}; {limit.text}"
+        if seen.left_out:
+            reason += f"; not judged, for want of samples: {seen.left_out}"
         if verdict != "inconclusive":
             return reason
         what = "rounds" if seen.unit == "ratio" else "samples"

@@ -77,7 +77,7 @@ def run_gate(
     while True:
         attempts += 1
         judged = judge(stored.report, placed, evidence=evidence)
-        if again is None or attempts > retry_invalid or all(j.verdict != "invalid" for j in judged):
+        if again is None or attempts > retry_invalid or not again.spoiled:  # what the run stored stays what it is
             break
         shown.say(f"measured in a bad state; once more in {RETRY_AFTER_S:g} s")
         time.sleep(RETRY_AFTER_S)

@@ -7,7 +7,7 @@ Outputs are `[N, classes]` logits; a model that ends in a softmax gives probabil
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -283,32 +283,39 @@ def paired_difference(
             raise UsageError("A calibration error needs the confidence of every sample: run the recipe again.")
         first, second = (a.confidence, a.correct()), (b.confidence, b.correct())
         return Difference(*paired_calibration(first, second, confidence, seed=seed), n=len(a))
-    return _bootstrap_difference(_MACRO[metric], a, b, confidence, seed)
+    return _bootstrap_difference(_MACRO.index(metric), a, b, confidence, seed)
 
 
-_MACRO: dict[str, Callable[[npt.NDArray[np.integer]], float]] = {
-    "precision": lambda counts: macro(counts)[0],
-    "recall": lambda counts: macro(counts)[1],
-    "f1": lambda counts: macro(counts)[2],
-}
+_MACRO = ("precision", "recall", "f1")
+"""In the order in which `_macro` gives them."""
 
 
-def _bootstrap_difference(
-    score: Callable[[npt.NDArray[np.integer]], float], a: Predictions, b: Predictions, confidence: float, seed: int
-) -> Difference:
+def _bootstrap_difference(column: int, a: Predictions, b: Predictions, confidence: float, seed: int) -> Difference:
+    """A paired bootstrap, whose interval holds the value and is no narrower than the one of the accuracies' difference.
+
+    Where few samples happen to agree, so do all of their resamples, and those alone would promise certainty.
+    """
     assert a.labels is not None
-    first, second, labels = a.top[:, 0], b.top[:, 0], a.labels
-    size = int(max(first.max(), second.max(), labels.max())) + 1
+    known, codes = np.unique(np.stack([a.top[:, 0], b.top[:, 0], a.labels]), return_inverse=True)
+    nothing = int(known[0] < 0)  # an output that is no class is counted behind the last one
+    first, second, labels = codes.reshape(3, -1) - nothing
+    size, n = len(known) - nothing, len(labels)
     rng = np.random.default_rng(seed)
 
-    def gap(rows: Ints | slice) -> float:
-        return score(confusion(first[rows], labels[rows], size)) - score(confusion(second[rows], labels[rows], size))
+    def score(chosen: Ints, label: Ints) -> float:
+        hits, labelled = np.bincount(label[chosen == label], minlength=size), np.bincount(label, minlength=size)
+        predicted = np.bincount(chosen[chosen >= 0], minlength=size)
+        return float(_macro(hits[None], labelled[None], predicted[None])[0, column])
 
-    n = len(labels)
+    def gap(rows: Ints | slice) -> float:
+        return score(first[rows], labels[rows]) - score(second[rows], labels[rows])
+
     drawn = [gap(rng.integers(0, n, n)) for _ in range(RESAMPLES)]
     tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Difference(gap(slice(None)), float(low), float(high), n)
+    value, least = gap(slice(None)), paired_accuracy(first == labels, second == labels, confidence)
+    low, high = map(float, np.quantile(drawn, [tail, 1 - tail]))
+    below, above = least.value - least.low, least.high - least.value
+    return Difference(value, min(low, value - below), max(high, value + above), n)
 
 
 def _scores(outputs: Floats) -> Floats:

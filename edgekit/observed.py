@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.agent.stats import CONFIDENCE as LEVEL
 from edgekit.agent.stats import least_samples, percentile
 from edgekit.clauses import LATENCY, LOWER_IS_BETTER, Clause
 from edgekit.metrics import CONFIDENCE, paired_accuracy, paired_difference, wilson_share
@@ -31,6 +32,9 @@ Samples = Callable[[str], npt.NDArray[np.float64] | None]
 
 TIMES = ("load", "first_inference", "cold_start", "throughput", "energy")
 """Metrics besides the latencies that a bad state of the device makes worthless."""
+
+NAMED = 5
+"""Classes or slices of too few samples that are named."""
 
 _MACRO = ("precision", "recall", "f1", "loss", "calibration_error")
 
@@ -111,13 +115,11 @@ class Evidence:
     def _latency(self, result: Result, percent: float, confidence: float) -> Observed:
         """A percentile at the clause's confidence: from the samples where they are there, else from what is stored."""
         stored = _present(result.latency_s, "latency", result)
-        if stored.n < least_samples(percent):
-            needs = least_samples(percent)
-            raise AbsentError(f"{stored.n} samples are too few for p{percent:g} of {result.key}: it needs {needs}")
+        # With fewer, the interval of a high confidence would end at the largest sample, and promise too much.
+        if stored.n < (least := least_samples(percent, confidence=max(LEVEL, confidence))):
+            raise AbsentError(f"{stored.n} samples are too few for p{percent:g} of {result.key}: it needs {least}")
         taken = self._taken(stored)
         if taken is not None:
-            if len(taken) != stored.n:
-                raise AbsentError(f"{stored.samples_file} has {len(taken)} samples, the report says {stored.n}")
             low, high = interval(taken, percent, confidence)
             return Observed(value=percentile(taken, percent), low=low, high=high, n=stored.n, unit="s")
         seen = getattr(stored, f"p{percent:g}", None)
@@ -127,13 +129,19 @@ class Evidence:
         return Observed(value=seen.value, low=low, high=high, n=stored.n, unit="s")
 
     def _taken(self, stored: Latency) -> npt.NDArray[np.float64] | None:
-        return self.samples(stored.samples_file) if self.samples and stored.samples_file else None
+        taken = self.samples(stored.samples_file) if self.samples and stored.samples_file else None
+        if taken is not None and len(taken) != stored.n:
+            has = f"{stored.samples_file} has {len(taken)} samples, the report says {stored.n}"
+            raise AbsentError(has, damaged=True)
+        return taken
 
     def _throughput(self, result: Result, confidence: float) -> Observed:
         stored = _present(result.latency_s, "latency", result)
         taken = self._taken(stored)
         if taken is None:
             raise AbsentError(f"the throughput of {result.key} comes from its samples, and they are not there")
+        if stored.n < (least := least_samples(50, confidence=max(LEVEL, confidence))):
+            raise AbsentError(f"{stored.n} samples are too few for the throughput of {result.key}: it needs {least}")
         value, low, high = rate(taken, confidence)
         return Observed(value=value, low=low, high=high, n=stored.n, unit="/s")
 
@@ -171,6 +179,8 @@ class Evidence:
         if clause.name == "memory" and (rival.stale or shipped.invalid or other.invalid):
             why = rival.stale or shipped.invalid or other.invalid
             raise AbsentError(f"no comparable {rival.name}: {why}", invalid=not rival.stale)
+        if rival.stale and clause.name.startswith("user."):
+            raise AbsentError(f"no comparable {rival.name}: {rival.stale}")
         mine, theirs = self._alone(clause, shipped, None), self._alone(clause, other, None)
         if min(mine.low, theirs.low) <= 0:
             raise AbsentError(f"{clause.name} has no ratio: one of the two is not above 0")
@@ -182,14 +192,15 @@ class Evidence:
     def _faster(self, clause: Clause, shipped: Result, rival: Rival) -> Observed:
         """A ratio of latencies is one of interleaved rounds, of one session on one device, or it is none."""
         statistic, other = clause.name.partition(".")[2], rival.result
-        if shipped.invalid:
-            raise AbsentError(f"the measurement does not count: {shipped.invalid}", invalid=True)
         if _same_file(shipped, other) or _same_model(shipped, rival):
             return exact(1.0, "ratio")  # the same compiled model: there is nothing to compare
         if self.remeasure is not None:
             seen = self.remeasure(shipped, rival, statistic)
-            low, high = _rescaled(seen.value, seen.low, seen.high, clause.confidence, seen.confidence)
+            ends = seen.low, seen.high
+            low, high = _of_rounds(seen.value, ends, seen.rounds, clause.confidence, seen.confidence)
             return Observed(value=seen.value, low=low, high=high, n=seen.rounds, unit="ratio")
+        if shipped.invalid:
+            raise AbsentError(f"the measurement does not count: {shipped.invalid}", invalid=True)
         if clause.vs in ("baseline", "previous"):
             raise AbsentError(
                 f"{clause.name} was not compared with the {rival.name} in interleaved rounds; two sessions' times do "
@@ -202,7 +213,9 @@ class Evidence:
             )
         if other.invalid:
             raise AbsentError(f"the measurement of {other.role} does not count: {other.invalid}", invalid=True)
-        low, high = _rescaled(pair.ratio, pair.low, pair.high, clause.confidence)
+        if pair.rounds < 2:
+            raise AbsentError(f"{pair.rounds} interleaved rounds have no interval")
+        low, high = _of_rounds(pair.ratio, (pair.low, pair.high), pair.rounds, clause.confidence)
         return Observed(value=pair.ratio, low=low, high=high, n=pair.rounds, unit="ratio")
 
     def _lost(self, clause: Clause, shipped: Result, rival: Rival) -> Observed:
@@ -225,6 +238,8 @@ class Evidence:
             return _of_worst(found, unit)
         worse, better = (mine, theirs) if name in LOWER_IS_BETTER else (theirs, mine)
         gap = paired_difference(name, worse, better, confidence=clause.confidence)
+        if not math.isfinite(gap.value):
+            raise AbsentError(f"{name}: that of some samples is not finite", damaged=True)
         return Observed(value=gap.value, low=gap.low, high=gap.high, n=gap.n, unit=unit)
 
     def _check_same(self, mine: Predictions, theirs: Predictions, role: str, rival: Rival) -> None:
@@ -315,15 +330,17 @@ def _averaged(clause: Clause, result: Result) -> Observed:
     metrics = _present(result.metrics, name, result)
     value = _present(getattr(metrics, name), name, result)
     ends = metrics.intervals.get(name, (value, value))
-    low, high = _widened(value, ends, clause.confidence)
+    low, high = _widened(value, (min(ends[0], value), max(ends[1], value)), clause.confidence)
     n = metrics.accuracy.n if metrics.accuracy else 0
     return Observed(value=value, low=low, high=high, n=n, unit=clause.unit)
 
 
 def _of_worst(found: Worst, unit: str) -> Observed:
+    more = len(found.skipped) - NAMED
+    left_out = ", ".join(found.skipped[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
     return Observed(
         value=found.value, low=min(found.low, found.value), high=max(found.high, found.value), n=found.n, unit=unit,
-        of=found.name,
+        of=found.name, left_out=left_out,
     )  # fmt: skip
 
 
@@ -355,6 +372,20 @@ def _rescaled(value: float, low: float, high: float, wanted: float, stored: floa
     if scale == 1.0 or min(value, low) <= 0:
         return low, high
     return value * math.exp(scale * math.log(low / value)), value * math.exp(scale * math.log(high / value))
+
+
+def _of_rounds(
+    value: float, ends: tuple[float, float], rounds: int, wanted: float, stored: float = CONFIDENCE
+) -> tuple[float, float]:
+    """`_rescaled` for `paired_ratio`, whose few rounds ask for Student's t where the interval becomes wider."""
+    if wanted <= stored or rounds < 2:
+        return _rescaled(value, *ends, wanted, stored)
+    from edgekit.compare import TRIMMED, t_quantile
+
+    freedom = rounds - 2 * (rounds // TRIMMED) - 1
+    scale = t_quantile((1 + wanted) / 2, freedom) / t_quantile((1 + stored) / 2, freedom)
+    low, high = (value * math.exp(scale * math.log(end / value)) for end in ends)
+    return low, high
 
 
 def _widened(value: float, ends: tuple[float, float], wanted: float) -> tuple[float, float]:

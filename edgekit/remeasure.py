@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from edgekit.bundle import open_bundle
-from edgekit.clauses import LATENCY, Placed, read_limit
+from edgekit.clauses import LATENCY, Clause, Placed, read_limit
 from edgekit.compare import LOOKS, Comparison, at_percentile, compare
 from edgekit.context import Progress
 from edgekit.devices import Device, is_emulated, open_device, refuse_times
 from edgekit.errors import MeasurementInvalidError, UsageError
+from edgekit.metrics import CONFIDENCE
 from edgekit.observed import Ratio
 from edgekit.report.report import Result
 from edgekit.rivals import AbsentError, Rival
@@ -45,7 +46,13 @@ class Again:
         ratio = found if percent == 50 else at_percentile(found, percent)
         if ratio is None:
             raise AbsentError(f"its blocks of interleaved rounds hold too few samples for {statistic}")
-        return Ratio(ratio.ratio, ratio.low, ratio.high, len(ratio.rounds))
+        sure = self._confidence(shipped, rival)
+        return Ratio(ratio.ratio, ratio.low, ratio.high, len(ratio.rounds), sure)
+
+    @property
+    def spoiled(self) -> bool:
+        """Whether anything was measured in a bad state."""
+        return any(isinstance(seen, AbsentError) and seen.invalid for seen in self.seen.values())
 
     def retry(self) -> None:
         """Forget what was measured in a bad state."""
@@ -61,7 +68,8 @@ class Again:
         threads = (shipped.device.threads if shipped.device else None) or 1
         limits, rounds = self._limits(shipped, rival)
         with self.progress.task(f"{shipped.key} against {rival.name} on {self.device.name}"):
-            seen = compare(self.device, mine, theirs, threads=threads, limits=limits, rounds=rounds)
+            sure = self._confidence(shipped, rival)
+            seen = compare(self.device, mine, theirs, threads=threads, limits=limits, rounds=rounds, confidence=sure)
         judge_pairs(seen.info, self._max_temperature(shipped)).require()
         return seen
 
@@ -72,13 +80,22 @@ class Again:
         """
         found: list[float] = []
         looks: tuple[int, ...] = LOOKS
+        for clause in self._about(shipped, rival):
+            bounds = {kind: read_limit(clause, kind) for kind in clause.limits}
+            found += [bound if kind == "max_ratio" else 1 + bound for kind, bound in bounds.items()]
+            looks = looks if clause.name == "latency.p50" else LOOKS[-1:]
+        return tuple(found), looks
+
+    def _confidence(self, shipped: Result, rival: Rival) -> float:
+        """The highest that a clause on this pair asks for: rounds are added until it is answered."""
+        return max((clause.confidence for clause in self._about(shipped, rival)), default=CONFIDENCE)
+
+    def _about(self, shipped: Result, rival: Rival) -> Iterator[Clause]:
+        """The clauses on the latency of this pair."""
         for clause in (placed.clause for placed in self.clauses):
             about = clause.vs == rival.name and LATENCY.fullmatch(clause.name)
             if about and clause.target in (None, shipped.target) and clause.backend in (None, shipped.backend):
-                bounds = {kind: read_limit(clause, kind) for kind in clause.limits}
-                found += [bound if kind == "max_ratio" else 1 + bound for kind, bound in bounds.items()]
-                looks = looks if clause.name == "latency.p50" else LOOKS[-1:]
-        return tuple(found), looks
+                yield clause
 
     def _check_kind(self, shipped: Result) -> None:
         """What another architecture takes for it says nothing about the target."""

@@ -14,12 +14,17 @@ Loader = Callable[[str], Predictions]
 
 
 class AbsentError(Exception):
-    """Why there is nothing to judge; `invalid` where there is something that must not be judged."""
+    """Why there is nothing to judge.
 
-    def __init__(self, reason: str, *, invalid: bool = False) -> None:
+    `invalid` where there is something that must not be judged; `damaged` where there is something that is not what it
+    should be: that was not just left out, and no clause's `on_missing` lets it pass.
+    """
+
+    def __init__(self, reason: str, *, invalid: bool = False, damaged: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.invalid = invalid
+        self.damaged = damaged
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,16 @@ def incomparable(now: Result, then: Result) -> str:
     Told apart are the device, its power mode and governor, the threads, and the versions of the runtime.
     """
     if now.device is None or then.device is None:
-        same = now.measured_on == then.measured_on
-        return "" if same else f"it was scored on {then.measured_on}, now on {now.measured_on}"
+        was, is_now = _scored_on(then), _scored_on(now)
+        return "" if was == is_now else f"it was scored on {was}, now on {is_now}"
     mine, theirs = _conditions(now.device), _conditions(then.device)
     unequal = ((name, theirs.get(name), mine.get(name)) for name in dict.fromkeys((*mine, *theirs)))
     return next((f"its {name} was {was}, now it is {is_now}" for name, was, is_now in unequal if was != is_now), "")
+
+
+def _scored_on(result: Result) -> str:
+    known = f" ({result.device.fingerprint[:12]})" if result.device else ""
+    return f"{result.measured_on}{known}"
 
 
 def _conditions(device: DeviceInfo) -> dict[str, str]:

@@ -100,6 +100,13 @@ def test_no_difference_takes_every_look() -> None:
     assert device.asked == [6, 6, 12] and seen.low < 1.0 < seen.high
 
 
+def test_a_higher_confidence_is_corrected_for_every_look_too() -> None:
+    bundle: Any = None
+    seen = compare(Simulated(1.0), bundle, bundle, confidence=0.99)
+    assert seen.confidence == pytest.approx(1 - 0.01 / 3)
+    assert (seen.ratio, seen.low, seen.high) == pytest.approx(paired_ratio(seen.rounds, confidence=1 - 0.01 / 3))
+
+
 def test_looking_three_times_keeps_the_promise() -> None:
     """A against A: at most 5 % of 400 comparisons may see a difference (plus three standard errors)."""
     wrong = sum(not (s.low <= 1.0 <= s.high) for s in (compared(Simulated(1.0, seed)) for seed in range(400)))

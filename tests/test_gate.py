@@ -3,7 +3,9 @@ import pytest
 
 from edgekit import gate
 from edgekit.clauses import Clause
+from edgekit.compare import paired_ratio
 from edgekit.errors import ExitCode, UsageError
+from edgekit.observed import Evidence, Ratio
 from edgekit.report.predictions import Predictions
 from edgekit.report.report import Latency, Paired, Report, Result, SourceInfo, TargetInfo
 from edgekit.report.values import Bounds, Interval, Metrics
@@ -141,6 +143,38 @@ def test_the_same_compiled_model_has_a_ratio_of_one_at_every_percentile(statisti
     clause = Clause(metric=f"latency.{statistic}", vs="reference", max_ratio=1.0)
     found = one(clause, result("float", ships=True, paired=[same]), result("reference"))
     assert (found.verdict, found.observed.value) == ("pass", 1.0)
+
+
+def test_few_rounds_at_a_high_confidence_have_the_interval_of_student_s_t():
+    logs = np.random.default_rng(1).normal(0, 0.02, (6, 4))
+    rounds = [tuple(one) for one in np.exp(logs)]
+    ratio, low, high = paired_ratio(rounds)
+    pair = Paired(vs="reference", statistic="p50", ratio=ratio, low=low, high=high, rounds=6)
+    clause = Clause(metric="latency.p50", vs="reference", max_ratio=1.0, confidence=0.99)
+    seen = one(clause, result(paired=[pair]), result("reference")).observed
+    assert (seen.value, seen.low, seen.high) == pytest.approx(paired_ratio(rounds, confidence=0.99), rel=1e-9)
+
+
+def test_one_round_has_no_interval():
+    pair = Paired(vs="reference", statistic="p50", ratio=0.5, low=0.5, high=0.5, rounds=1)
+    found = one(Clause(metric="latency.p50", vs="reference", max_ratio=1.0), result(paired=[pair]), result("reference"))
+    assert (found.verdict, found.exit_code) == ("missing", 1)
+
+
+def test_what_is_measured_again_counts_though_the_run_s_own_did_not():
+    shipped, other = result(invalid="throttled", paired=()), result("reference")
+    clause = Clause(metric="latency.p50", vs="reference", max_ratio=1.0)
+    again = Evidence(report(shipped, other), remeasure=lambda *_: Ratio(0.5, 0.45, 0.55, 12))
+    (found,) = gate.judge(again.report, [clause], evidence=again)
+    assert (found.verdict, found.observed.n) == ("pass", 12)
+    (found,) = gate.judge(again.report, [clause], evidence=Evidence(again.report))
+    assert (found.verdict, found.exit_code) == ("invalid", 3)
+
+
+def test_an_averaged_metric_whose_bootstrap_misses_it_is_judged_by_both():
+    odd = result(metrics=Metrics(f1=0.92, intervals={"f1": (0.93, 0.95)}))
+    found = one(Clause(metric="f1", min=0.925), odd)
+    assert (found.verdict, found.observed.low, found.observed.high) == ("inconclusive", 0.92, 0.95)
 
 
 def test_size_against_another_bundle_is_exact():

@@ -23,6 +23,7 @@ _DAMAGE = (
 """What numpy and zipfile raise for files that are not what they should be."""
 MAX_BYTES = 4 * 2**30
 """Arrays that unpack to more are refused."""
+MOST_CLASSES = 2**31 - 1
 _SLICE = "slice."
 """Before the name of a column, in the names of arrays."""
 
@@ -119,8 +120,10 @@ def _check(seen: Predictions) -> None:
     for name, (values, kind) in columns.items():
         if values is not None and (values.shape != (n,) or values.dtype.kind != kind):
             raise ValueError(f"`{name}` is {values.dtype} {list(values.shape)} for {n} samples")
-    if seen.labels is not None and int(seen.labels.min()) < 0:
-        raise ValueError("a label is negative")
+    if seen.labels is not None and not 0 <= int(seen.labels.min()) <= int(seen.labels.max()) < MOST_CLASSES:
+        raise ValueError(f"a label is not within 0 and {MOST_CLASSES - 1:,}")
+    if int(seen.top.max()) >= MOST_CLASSES or int(seen.top.min()) < -1:
+        raise ValueError(f"a choice is not within -1 and {MOST_CLASSES - 1:,}")
     sure = seen.confidence
     if sure is not None and not bool(((sure >= 0) & (sure <= 1)).all()):
         raise ValueError("a confidence is not within 0 and 1")
@@ -137,9 +140,15 @@ def read_samples(path: Path) -> npt.NDArray[np.float64]:
     """Read what `write_samples` wrote.
 
     Raises:
-        UsageError: the file is missing or damaged.
+        UsageError: the file is missing or damaged, or a time is not finite and above 0.
     """
     try:
-        return np.asarray(np.load(path, allow_pickle=False), np.float64)
+        found = np.load(path, allow_pickle=False)
+        if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu":
+            raise ValueError("these are no real numbers")
+        samples = np.asarray(found, np.float64)
+        if not samples.size or not bool((np.isfinite(samples) & (samples > 0)).all()):
+            raise ValueError("a time is not above 0")
+        return samples
     except _DAMAGE as error:
         raise UsageError(f"{path}: not a samples file ({error}). Run the recipe again.") from error

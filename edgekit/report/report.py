@@ -18,7 +18,20 @@ from pydantic import Field, model_validator
 from edgekit.model import Precision, Role
 from edgekit.report.jsonfile import read_versioned
 from edgekit.report.robust import Robustness
-from edgekit.report.values import Amount, Bounds, Decibels, Interval, Metrics, Number, Numbers, Observed, Value
+from edgekit.report.values import (
+    MOST,
+    Amount,
+    Bounds,
+    Decibels,
+    Interval,
+    Metrics,
+    Number,
+    Numbers,
+    Observed,
+    Share,
+    Value,
+    holds,
+)
 from edgekit.report.verdicts import Judgement
 
 SCHEMA_VERSION = 1
@@ -47,15 +60,17 @@ class Latency(Value):
     p90: Bounds | None = None
     p95: Bounds | None = None
     p99: Bounds | None = None
-    n: int = Field(ge=0)
+    n: int = Field(ge=0, le=MOST)
     samples_file: str | None = None
 
     @model_validator(mode="after")
     def _positive(self) -> Self:
         for name in ("p50", "p90", "p95", "p99"):
             seen = getattr(self, name)
-            if seen is not None and seen.low < 0:
-                raise ValueError(f"{name}: {seen.low:g} s is negative")
+            if seen is not None:
+                if seen.low < 0:
+                    raise ValueError(f"{name}: {seen.low:g} s is negative")
+                holds(seen)
         return self
 
 
@@ -64,11 +79,19 @@ class Paired(Value):
 
     vs: Role
     statistic: str
-    ratio: float
-    low: float
-    high: float
-    rounds: int
+    ratio: float = Field(gt=0)
+    low: float = Field(gt=0)
+    high: float = Field(gt=0)
+    rounds: int = Field(ge=0)
     samples_file: str | None = None
+
+    @model_validator(mode="after")
+    def _held(self) -> Self:
+        if not self.low <= self.ratio <= self.high:
+            raise ValueError(f"the interval [{self.low:g}, {self.high:g}] does not hold the ratio {self.ratio:g}")
+        if self.rounds == 0 and self.ratio != 1:
+            raise ValueError(f"a ratio of {self.ratio:g} from no rounds: only the same model is not measured, with 1")
+        return self
 
 
 class DeviceInfo(Value):
@@ -131,11 +154,11 @@ class Result(Value):
     energy_net_j: Number = None
     energy_meter: str = ""
     energy_reason: str = ""
-    int8_nodes: int | None = None
-    float_nodes: int | None = None
+    int8_nodes: int | None = Field(default=None, ge=0, le=MOST)
+    float_nodes: int | None = Field(default=None, ge=0, le=MOST)
     float_reasons: dict[str, str] = Field(default_factory=dict)
-    agreement: Number = None
-    agreement_n: int | None = None
+    agreement: Share = None
+    agreement_n: int | None = Field(default=None, ge=0, le=MOST)
     snr_db: Decibels = None
     ships: bool = False
     ships_reason: str = ""

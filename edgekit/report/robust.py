@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from edgekit.report.values import Interval, Value
+from edgekit.report.values import Interval, ShareInterval, Value
 
 Kind = Literal["corruption", "adversarial"]
 
@@ -20,7 +20,7 @@ class Condition(Value):
 
     name: str
     kind: Kind
-    accuracy: Interval
+    accuracy: ShareInterval
     lost: Interval | None = None
     predictions_file: str | None = None
 
@@ -34,8 +34,8 @@ class Robustness(Value):
     """
 
     n: int
-    clean: Interval
-    mean: Interval | None = None
+    clean: ShareInterval
+    mean: ShareInterval | None = None
     lost: Interval | None = None
     conditions: tuple[Condition, ...] = ()
     settings: dict[str, object] = Field(default_factory=dict)

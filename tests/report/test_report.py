@@ -55,7 +55,7 @@ def test_json_holds_what_is_promised(report):
     assert result["latency_s"]["p50"].keys() == {"value", "low", "high"}
     assert result["paired"][0].keys() == {"vs", "statistic", "ratio", "low", "high", "rounds", "samples_file"}
     assert {"clause", "target", "backend", "verdict", "observed", "limit", "reason"} <= data["gate"][0].keys()
-    assert data["gate"][0]["observed"].keys() == {"value", "low", "high", "unit", "n", "of"}
+    assert data["gate"][0]["observed"].keys() == {"value", "low", "high", "unit", "n", "of", "left_out"}
     assert data["exit_code"] == 7
 
 
@@ -248,7 +248,7 @@ def test_robustness_that_was_tampered_with_is_text(report):
         ({"top": np.zeros((4, 0), np.int32)}, "`top`"),
         ({"top": np.zeros((4, 1), np.float32)}, "`top` is float32"),
         ({"labels": np.zeros(3, np.int64)}, "`labels` is int64 [3]"),
-        ({"labels": np.array([0, 0, 0, -1])}, "a label is negative"),
+        ({"labels": np.array([0, 0, 0, -1])}, "a label is not within"),
         ({"loss": np.zeros((4, 2), np.float32)}, "`loss`"),
         ({"confidence": np.array([0, 1, np.nan, 0.5], np.float32)}, "a confidence is not within 0 and 1"),
         ({"confidence": np.array([0, 1, 2, 0.5], np.float32)}, "a confidence is not within 0 and 1"),
