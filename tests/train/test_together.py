@@ -102,9 +102,9 @@ def test_a_recipe_runs_under_torchrun_and_only_the_first_process_writes(tmp_path
     assert done.stdout.count("QuantSpec: quant.json") == 1
     again = torchrun(2, *run, "out", "--resume", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    import edgekit
+    from edgekit.pipeline import emit
 
-    edgekit.emit(tmp_path / "recipe.yaml", out=tmp_path / "alone")
+    emit(tmp_path / "recipe.yaml", out=tmp_path / "alone")
     both = [load_file(tmp_path / out / "work/2-distill/model/weights.safetensors") for out in ("out", "alone")]
     far = sum(float((both[0][name].float() - value.float()).square().sum()) for name, value in both[1].items())
     assert far < 1e-4 * sum(float(value.float().square().sum()) for value in both[1].values())
