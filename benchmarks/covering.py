@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ CLOSE = 1e-3
 """How far outputs may differ, relative to the largest of them, in float32."""
 
 SAMPLES, PEER_STEPS = 32, 45
-MASKED = "masked_difference"
+MASKED = r"masked: largest difference ([0-9.e+-]+) of"
 """The step's metric: largest relative difference between the pruned network and its masked original."""
 
 
@@ -196,7 +197,8 @@ def context(architecture: Architecture, folder: Path) -> Any:
 
 def masked_difference(step: Step) -> float | None:
     """What the stage found when it held the pruned network against its masked original."""
-    return step.metrics.get(MASKED)
+    found = (re.search(MASKED, note) for note in step.notes)
+    return next((float(match[1]) for match in found if match), None)
 
 
 def runtime_difference(proto: Any, module: nn.Module, architecture: Architecture) -> float:

@@ -1,56 +1,295 @@
-"""Removing channels, and masking them: the same network twice, once smaller and once with zeros."""
+"""Removing channels, and masking them: the same network twice, once smaller and once with zeros.
+
+A removal cuts the weights and writes new extents where the graph holds them as numbers. The mask leaves every extent
+and puts zeros wherever removed channels are summed over; normalisations go over the kept channels. The two must agree.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 
-from edgekit.prune.groups import Group
-from edgekit.prune.shapes import fit_attributes, owner_of, replace_tensor
+from edgekit.prune.axes import Axis, Factor, Mask, Product, count, extent, mask, product, resolved
+from edgekit.prune.shapes import owner_of, replace_tensor
+
+if TYPE_CHECKING:
+    from edgekit.prune.find import Found
 
 Removal = Mapping[str, Sequence[int]]
 """Group name -> the channels of that group that go."""
 
+RELATIVE, ABSOLUTE = 1e-3, 1e-4
+"""How far sums in another order may differ: as a share of the value, and of the largest value."""
 
-def removed(module: nn.Module, groups: Sequence[Group], removal: Removal) -> nn.Module:
-    """A copy of `module` without the channels in `removal`; an ordinary module of smaller layers."""
-    result = copy.deepcopy(module)
-    for (name, axis), rows in _kept(module, groups, removal).items():
-        owner, attribute = owner_of(result, name)
-        replace_tensor(owner, attribute, getattr(owner, attribute).detach().index_select(axis, rows).clone())
-    fit_attributes(result)
+
+@dataclass(frozen=True)
+class Cut:
+    """What a removal changed beside the weights, fit for JSON.
+
+    `calls`: node -> argument (`"size"`, or `"size 2"` for its third entry) -> number. `layers`: path -> attribute ->
+    number or list of numbers.
+    """
+
+    calls: dict[str, dict[str, int]]
+    layers: dict[str, dict[str, Any]]
+
+    def onto(self, earlier: Cut) -> Cut:
+        """Both, where this one came later."""
+        merged = [
+            {name: {**a.get(name, {}), **b.get(name, {})} for name in {**a, **b}}
+            for a, b in ((earlier.calls, self.calls), (earlier.layers, self.layers))
+        ]
+        return Cut(*merged)
+
+
+NOTHING = Cut({}, {})
+
+
+@dataclass(frozen=True)
+class Removed:
+    """The smaller network, how it was cut, and which positions stay along every axis that lost some."""
+
+    view: fx.GraphModule
+    cut: Cut
+    kept: dict[tuple[str, int], Tensor]
+
+
+def masks(found: Found, removal: Removal) -> dict[Factor, Mask]:
+    """Which indices of every factor that loses some stay."""
+    result = {}
+    for name, channels in removal.items():
+        if channels:
+            keep = np.ones(found.factors[name].extent, dtype=bool)
+            keep[list(channels)] = False
+            result[found.factors[name]] = keep
     return result
 
 
-def kept(module: nn.Module, groups: Sequence[Group], removal: Removal) -> dict[str, Tensor]:
-    """Which positions stay along the first axis of every tensor that follows a group, by the tensor's name."""
-    return {name: rows for (name, axis), rows in _kept(module, groups, removal).items() if axis == 0}
+def removed(found: Found, removal: Removal) -> Removed:
+    """A copy of the network without the channels in `removal`."""
+    keeps = masks(found, removal)
+    counts = {one: int(keep.sum()) for one, keep in keeps.items()}
+    view = copy.deepcopy(found.view)
+    kept: dict[tuple[str, int], Tensor] = {}
+    for path, axes in found.followed.tensors.items():
+        for number, axis in enumerate(axes):
+            stay = mask(resolved(axis), lambda one: keeps.get(one, np.ones(one.extent, dtype=bool)))
+            if not stay.all():
+                kept[path, number] = torch.from_numpy(np.flatnonzero(stay))
+    cut_weights(view, kept)
+    cut = Cut(_calls(found, counts), _layers(found, counts))
+    fit(view, cut)
+    return Removed(view, cut, kept)
 
 
-def _kept(module: nn.Module, groups: Sequence[Group], removal: Removal) -> dict[tuple[str, int], Tensor]:
-    gone: dict[tuple[str, int], set[int]] = defaultdict(set)
-    for group in groups:
-        for member in group.members:
-            gone[member.tensor, member.axis].update(member.positions(removal.get(group.name, ())))
-    extents = {(name, axis): getattr(*owner_of(module, name)).shape[axis] for name, axis in gone}
-    return {
-        key: torch.tensor([i for i in range(extents[key]) if i not in positions], dtype=torch.long)
-        for key, positions in gone.items()
-    }
+def cut_weights(module: nn.Module, kept: Mapping[tuple[str, int], Tensor]) -> None:
+    """Keep these positions of these weights' axes, in place; a weight that has two names stays one."""
+    shorter: dict[tuple[int, tuple[tuple[int, int], ...]], Any] = {}
+    by_path: dict[str, list[tuple[int, Tensor]]] = {}
+    for (path, axis), rows in kept.items():
+        by_path.setdefault(path, []).append((axis, rows))
+    for path, axes in by_path.items():
+        owner, attribute = owner_of(module, path)
+        value = getattr(owner, attribute)
+        key = id(value), tuple((axis, len(rows)) for axis, rows in axes)
+        if key not in shorter:
+            smaller = value.detach()
+            for axis, rows in axes:
+                smaller = smaller.index_select(axis, rows)
+            shorter[key] = (value, replace_tensor(owner, attribute, smaller.clone()))
+        elif attribute in owner._parameters:
+            owner._parameters[attribute] = shorter[key][1]
+        else:
+            owner._buffers[attribute] = shorter[key][1]
 
 
-def masked(module: nn.Module, groups: Sequence[Group], removal: Removal) -> nn.Module:
-    """A copy of `module` whose consumers ignore the channels in `removal`: what `removed` must equal."""
-    result = copy.deepcopy(module)
-    with torch.no_grad():
-        for group in groups:
-            for member in group.consumers:
-                owner, attribute = owner_of(result, member.tensor)
-                tensor = getattr(owner, attribute)
-                positions = torch.tensor(member.positions(removal.get(group.name, ())), dtype=torch.long)
-                tensor.index_fill_(member.axis, positions, 0.0)
-    return result
+def _calls(found: Found, counts: Mapping[Factor, int]) -> dict[str, dict[str, int]]:
+    calls: dict[str, dict[str, int]] = {}
+    for literal in found.followed.literals:
+        before, after = literal.value({}), literal.value(counts)
+        if before != after:
+            place = literal.argument if literal.index is None else f"{literal.argument} {literal.index}"
+            calls.setdefault(literal.node.name, {})[place] = after
+    return calls
+
+
+def _layers(found: Found, counts: Mapping[Factor, int]) -> dict[str, dict[str, Any]]:
+    layers: dict[str, dict[str, Any]] = {}
+    for setting in found.followed.settings:
+        before, after = setting.value({}), setting.value(counts)
+        if before != after:
+            layers.setdefault(setting.layer, {})[setting.attribute] = after
+    return layers
+
+
+def fit(view: nn.Module, cut: Cut) -> None:
+    """Write the extents of a cut into a lifted graph and its layers, in place."""
+    assert isinstance(view, fx.GraphModule)
+    for node in view.graph.nodes:
+        for place, value in cut.calls.get(node.name, {}).items():
+            _write(node, place, value)
+    view.recompile()
+    fit_layers(view, cut)
+
+
+def fit_layers(module: nn.Module, cut: Cut) -> None:
+    """Write the extents of a cut into the layers of the module that the lifted graph came from, in place."""
+    modules = dict(module.named_modules())
+    for path, attributes in cut.layers.items():
+        for attribute, value in attributes.items():
+            if path in modules and hasattr(modules[path], attribute):
+                setattr(modules[path], attribute, tuple(value) if isinstance(value, list) else value)
+
+
+def _write(node: fx.Node, place: str, value: int) -> None:
+    argument, _, index = place.partition(" ")
+    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    at: int | str = argument if argument in node.kwargs else names.index(argument)
+    given: Any = node.kwargs[at] if isinstance(at, str) else node.args[at]
+    if index:
+        given = list(given)
+        given[int(index)] = value
+    else:
+        given = value
+    if isinstance(at, str):
+        node.update_kwarg(at, given)
+    else:
+        node.update_arg(at, given)
+
+
+def masked(found: Found, removal: Removal) -> Masked:
+    """The network whose sums leave the channels in `removal` out: what `removed` must equal."""
+    return Masked(found, masks(found, removal))
+
+
+class Masked(fx.Interpreter):
+    """Runs a lifted network with masked channels; its extents are those of the dense one."""
+
+    def __init__(self, found: Found, keeps: Mapping[Factor, Mask]) -> None:
+        super().__init__(found.view)
+        self.found, self.keeps = found, keeps
+        self.read: dict[fx.Node, list[tuple[int, int]]] = {}
+        for reads in found.followed.reads:
+            self.read.setdefault(reads.node, []).append((reads.argument, reads.axis))
+        self.normed: dict[fx.Node, list[int]] = {}
+        for node, axis in found.followed.normed:
+            self.normed.setdefault(node, []).append(axis)
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The network's output."""
+        return self.run(*inputs)
+
+    def stay(self, node: fx.Node, axis: int) -> Mask:
+        """Which positions along this axis of the node's result stay."""
+        axes = self.found.followed.nodes[node]
+        return mask(resolved(axes[axis]), lambda one: self.keeps.get(one, np.ones(one.extent, dtype=bool)))
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The operation on masked arguments."""
+        for argument, axis in self.read.get(n, ()):
+            source = n.args[argument]
+            assert isinstance(source, fx.Node)
+            stay = torch.from_numpy(self.stay(source, axis))
+            if not stay.all():
+                return self.again(n, argument, self.env[source].movedim(axis, -1).mul(stay).movedim(-1, axis))
+        if n in self.normed:
+            return self.normalised(n)
+        return super().run_node(n)
+
+    def again(self, n: fx.Node, argument: int, value: Tensor) -> Any:
+        """The operation with another value of one argument."""
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        given = tuple(value if i == argument else a for i, a in enumerate(args))
+        run = self.call_module if n.op == "call_module" else self.call_function
+        return run(n.target, given, kwargs)
+
+    def normalised(self, n: fx.Node) -> Any:
+        """A normalisation over the kept channels; the others are zeros."""
+        source = n.args[0]
+        assert isinstance(source, fx.Node)
+        x: Tensor = self.env[source]
+        rows = {axis % x.ndim: torch.from_numpy(np.flatnonzero(self.stay(source, axis))) for axis in self.normed[n]}
+        if all(len(kept) == x.shape[axis] for axis, kept in rows.items()):
+            return super().run_node(n)
+        small = x
+        for axis, kept in rows.items():
+            small = small.index_select(axis, kept)
+        result = torch.zeros_like(x)
+        places = [torch.arange(size) for size in x.shape]
+        places = [rows.get(axis, place) for axis, place in enumerate(places)]
+        grid = torch.meshgrid(*places, indexing="ij")
+        result[grid] = self.norm(n, small, list(rows.values()))
+        return result
+
+    def norm(self, n: fx.Node, x: Tensor, rows: list[Tensor]) -> Tensor:
+        """The normalisation itself on what is kept."""
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        if n.op == "call_module":
+            layer = self.fetch_attr(str(n.target))
+            given = {"weight": layer.weight, "bias": layer.bias, "eps": layer.eps}
+            grouped = isinstance(layer, nn.GroupNorm)
+            groups = layer.num_groups if grouped else 0
+        else:
+            schema = n.target._schema  # type: ignore[union-attr]
+            values = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+            values |= {**dict(zip((a.name for a in schema.arguments), args, strict=False)), **kwargs}
+            given = {name: values[name] for name in ("weight", "bias", "eps") if name in values}
+            grouped, groups = "num_groups" in values, values.get("num_groups", 0)
+        for name in ("weight", "bias"):
+            if given.get(name) is not None:
+                for axis, kept in enumerate(rows):
+                    given[name] = given[name].index_select(axis, kept)
+        if grouped:
+            source = self.found.followed.nodes[n.args[0]]  # type: ignore[index]
+            counts = {one: int(keep.sum()) for one, keep in self.keeps.items()}
+            left = count(_groups_of(source[1], groups), counts)
+            return F.group_norm(x, left, **given)
+        extents = [len(kept) for kept in rows]
+        if "bias" not in given:
+            return F.rms_norm(x, extents, **given)
+        return F.layer_norm(x, extents, **given)
+
+
+def _groups_of(axis: Axis, groups: int) -> Axis:
+    """The outer part of an axis, which counts its groups."""
+    own = resolved(axis)
+    parts: list[Axis] = list(own.parts) if isinstance(own, Product) else [own]
+    outer: list[Axis] = []
+    while extent(product(outer)) < groups:
+        outer.append(parts.pop(0))
+    return product(outer)
+
+
+def difference(one: Any, other: Any, inputs: tuple[Tensor, ...]) -> float | None:
+    """The largest difference of two networks' outputs as a share of the largest value; None where they disagree."""
+    quiet = logging.getLogger("torch.fx")
+    level = quiet.level
+    quiet.setLevel(logging.CRITICAL)
+    try:
+        with torch.no_grad():
+            expected, seen = _outputs(other(*inputs)), _outputs(one(*inputs))
+    except (RuntimeError, IndexError, ValueError, TypeError, AttributeError):
+        return None
+    finally:
+        quiet.setLevel(level)
+    worst = 0.0
+    for a, b in zip(seen, expected, strict=True):
+        if a.shape != b.shape or not bool(torch.isfinite(a).all()):
+            return None
+        scale = max(1e-30, float(b.abs().max()))
+        if not torch.allclose(a, b, rtol=RELATIVE, atol=ABSOLUTE * scale):
+            return None
+        worst = max(worst, float((a - b).abs().max()) / scale)
+    return worst
+
+
+def _outputs(result: Any) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else [one for one in result if isinstance(one, Tensor)]

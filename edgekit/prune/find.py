@@ -1,202 +1,127 @@
-"""Which channels of a module must go together.
+"""Which channels of a network may go, and which must go together.
 
-The dependency graph of Torch-Pruning (Fang et al. 2023, arXiv:2301.12900) proposes the groups; each is then proven on
-the model itself, and one that doesn't hold is left whole, with the reason.
+What `follow` says is proven on the network itself: half of every group's channels are removed, and the result is held
+against the same network with those channels masked. A group that does not hold is left whole, with the reason.
 """
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from edgekit.errors import UsageError
-from edgekit.extras import require
-from edgekit.prune.apply import masked, removed
-from edgekit.prune.groups import Group, Member, Side
+from edgekit.prune.axes import Axis, Factor, factors, positions, resolved
+from edgekit.prune.follow import OUTPUT, Followed, follow
+from edgekit.prune.groups import Group, Member
 
-OUTPUT = "its channels are an output of the model"
-DIFFERENT = "removing its channels is not the same as masking them: a later operation shifts or mixes them"
+DIFFERENT = "removing its channels is not the same as masking them"
+MOST_PROOFS = 64
+"""Groups that do not hold are searched for with so many runs of the network at most."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """The groups that may be pruned, and the layers that stay whole with the reason."""
+    """A lifted network, the groups that may be cut, the factor behind each, and the layers that stay whole and why."""
 
+    view: fx.GraphModule
+    followed: Followed
     groups: tuple[Group, ...]
     whole: dict[str, str]
+    factors: dict[str, Factor] = field(default_factory=dict)
 
 
-ENDLESS = "where its channels go cannot be followed to an end"
-MOST_TIMES = 4
-"""A group may pass every edge of the model so often (with other positions each time) before it counts as endless."""
-
-
-class _EndlessError(Exception):
-    """Following the channels of a layer doesn't come to an end."""
-
-
-class _WholeError(Exception):
-    """A group that can't be pruned; the message says why."""
-
-
-def find_groups(module: nn.Module, inputs: tuple[Tensor, ...]) -> Found:
-    """The prunable groups of `module`, which is not changed. `inputs` is a small probe batch.
+def find_groups(view: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Found:
+    """The prunable groups of a lifted network, which is not changed. `inputs` is a probe batch of two samples.
 
     Raises:
-        UsageError: no layer of the model can be pruned, or the model can't be traced.
+        UsageError: no layer of the model can be pruned.
     """
-    proposed = _propose(module, inputs)
-    groups, whole = [], {}
-    for name, made in proposed:
-        if isinstance(made, Group):
-            reason = _refuted(module, made, inputs)
-            if reason is None:
-                groups.append(made)
-            else:
-                whole[name] = reason
-        else:
-            whole[name] = made
-    if not groups:
-        reasons = "; ".join(f"{k}: {v}" for k, v in list(whole.items())[:5]) or "it has no convolution or linear layer"
+    followed = follow(view, inputs)
+    named = dict(_named(followed))
+    groups = {name: _group(name, one, followed) for name, one in named.items()}
+    whole = dict(_whole(followed))
+    found = Found(view, followed, tuple(groups.values()), whole, named)
+    found = _proven(found, inputs)
+    if not found.groups:
+        texts = [f"{k}: {v}" for k, v in found.whole.items() if v != OUTPUT] or [f"{k}: {v}" for k, v in whole.items()]
+        reasons = "; ".join(texts[:5]) or "it has no convolution or linear layer"
         raise UsageError(f"No channels of this model can be pruned ({reasons}). Leave 'prune' out of the recipe.")
-    return Found(tuple(groups), whole)
+    return found
 
 
-def _propose(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[tuple[str, Group | str]]:
-    tp = require("torch_pruning", extra="torch", why="pruning")
-    copied = copy.deepcopy(module).eval()
-    for parameter in copied.parameters():
-        parameter.requires_grad_(True)
-    names = {id(m): n for n, m in copied.named_modules()} | {id(p): n for n, p in copied.named_parameters()}
+def _made(followed: Followed) -> Iterator[tuple[str, Axis]]:
+    """Every convolution and dense layer by name, with the axis that its weight makes."""
+    for name, layer in followed.view.named_modules():
+        if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear) and f"{name}.weight" in followed.tensors:
+            transposed = isinstance(layer, nn.modules.conv._ConvNd) and layer.transposed
+            yield name, resolved(followed.tensors[f"{name}.weight"][1 if transposed else 0])
+
+
+def _named(followed: Followed) -> Iterator[tuple[str, Factor]]:
+    """The factors that are free, named after the layer that makes them, or else after a weight that they shape."""
+    seen: set[Factor] = set()
+    others = [(path, resolved(axis)) for path, axes in followed.tensors.items() for axis in axes]
+    for name, axis in [*_made(followed), *others]:
+        free = list(dict.fromkeys(one for one in factors(axis) if not one.frozen))
+        for number, one in enumerate(free):
+            if one not in seen and one.extent > 1:
+                seen.add(one)
+                yield name if len(free) == 1 else f"{name}[{number}]", one
+
+
+def _group(name: str, one: Factor, followed: Followed) -> Group:
+    read = {(reads.weight, reads.weight_axis) for reads in followed.reads if reads.weight}
+    members = []
+    for path, axes in followed.tensors.items():
+        for number, axis in enumerate(axes):
+            own = resolved(axis)
+            if one in factors(own):
+                members.append(Member(path, number, "in" if (path, number) in read else "out", positions(own, one)))
+    return Group(name, one.extent, tuple(members))
+
+
+def _whole(followed: Followed) -> Iterator[tuple[str, str]]:
+    for name, axis in _made(followed):
+        parts = list(factors(axis))
+        if parts and all(one.frozen for one in parts):
+            yield name, parts[-1].frozen
+
+
+def _proven(found: Found, inputs: tuple[Tensor, ...]) -> Found:
+    """Without the groups for which removing is not masking; all are tried at once first."""
+    budget = [MOST_PROOFS]
+    bad = {group.name for group in _refuted(found, list(found.groups), inputs, budget)}
+    if not bad:
+        return found
+    whole = {**found.whole, **dict.fromkeys(sorted(bad), DIFFERENT)}
+    return replace(found, groups=tuple(g for g in found.groups if g.name not in bad), whole=whole)
+
+
+def _refuted(found: Found, groups: list[Group], inputs: tuple[Tensor, ...], budget: list[int]) -> list[Group]:
+    if not groups:
+        return []
+    if budget[0] <= 0:
+        return groups
+    budget[0] -= 1
+    if _holds(found, groups, inputs):
+        return []
+    if len(groups) == 1:
+        return groups
+    middle = len(groups) // 2
+    return [
+        *_refuted(found, groups[:middle], inputs, budget),
+        *_refuted(found, groups[middle:], inputs, budget),
+    ]
+
+
+def _holds(found: Found, groups: Sequence[Group], inputs: tuple[Tensor, ...]) -> bool:
+    from edgekit.prune.apply import difference, masked, removed
+
+    half = {group.name: list(range(0, group.channels, 2)) for group in groups}
     try:
-        with warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore")
-            graph = tp.DependencyGraph().build_dependency(copied, example_inputs=inputs, verbose=False)
-            found = list(_groups(tp, graph))
-    except Exception as error:
-        raise UsageError(
-            f"Pruning can't trace this model ({type(error).__name__}: {error}). Leave 'prune' out of the recipe."
-        ) from error
-    result: list[tuple[str, Group | str]] = []
-    for layer, group in found:
-        name = names[id(layer)]
-        if group is None:
-            result.append((name, ENDLESS))
-            continue
-        try:
-            result.append((name, _translate(group, name, names, graph)))
-        except _WholeError as reason:
-            result.append((name, str(reason)))
-    return result
-
-
-def _groups(tp: Any, graph: Any) -> Iterator[tuple[nn.Module, Any]]:
-    """Every layer that makes channels, with its group, or None where following its channels finds no end.
-
-    Torch-Pruning walks on while the positions that it sees are new. Through flattened maps that are joined and taken
-    apart again (the head of a detector) they are new for ever.
-    """
-    from torch_pruning.dependency import graph as walking
-
-    most = MOST_TIMES * sum(len(node.dependencies) for node in graph.module2node.values())
-
-    class Bounded(walking.Group):  # type: ignore[misc]
-        def add_dep(self, dep: Any, idxs: Any) -> None:
-            if len(self) > most:
-                raise _EndlessError
-            super().add_dep(dep, idxs)
-
-    visited: set[nn.Module] = set(graph.IGNORED_LAYERS_IN_TRACING)
-    original, walking.Group = walking.Group, Bounded
-    try:
-        for layer in list(graph.module2node):
-            if not isinstance(layer, tp.ops.TORCH_CONV | tp.ops.TORCH_LINEAR) or layer in visited:
-                continue
-            pruner = graph.get_pruner_of_module(layer)
-            try:
-                group = graph.get_pruning_group(
-                    layer, pruner.prune_out_channels, list(range(pruner.get_out_channels(layer)))
-                )
-            except _EndlessError:
-                yield layer, None
-                continue
-            visited |= {dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)}
-            yield layer, group
-    finally:
-        walking.Group = original
-
-
-def _translate(group: Any, name: str, names: dict[int, str], graph: Any) -> Group:
-    channels = len(group[0].idxs)
-    members: list[Member] = []
-    for item in group:
-        target = item.dep.target.module
-        if id(target) not in names:
-            continue  # an operation without parameters
-        index: list[list[int]] = [[] for _ in range(channels)]
-        for root, position in zip(item.root_idxs, item.idxs, strict=True):
-            index[root].append(position)
-        side: Side = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
-        for tensor, axis, own_side in _tensors(target, side, item.dep.target.pruning_dim):
-            path = f"{names[id(target)]}.{tensor}".strip(".")
-            members.append(Member(path, axis, own_side, tuple(tuple(sorted(set(p))) for p in index)))
-    if not any(m.side == "in" for m in members):
-        raise _WholeError(OUTPUT)
-    return Group(name, channels, tuple(dict.fromkeys(members)))
-
-
-def _tensors(target: Any, side: Side, axis: int | None) -> list[tuple[str, int, Side]]:
-    """The tensors of a layer that follow its channels on one side: (attribute, axis, side)."""
-    if isinstance(target, nn.Parameter):
-        return [("", axis if axis is not None else target.ndim - 1, "out")]
-    if isinstance(target, nn.modules.conv._ConvNd):
-        return _conv_tensors(target, side)
-    if isinstance(target, nn.Linear):
-        return [("weight", 1, "in")] if side == "in" else [("weight", 0, "out"), *_present(target, "bias")]
-    if isinstance(target, nn.modules.batchnorm._BatchNorm | nn.PReLU):
-        return _present(target, "weight", "bias", "running_mean", "running_var")
-    raise _WholeError(f"it reaches a {type(target).__name__}, which is not pruned")
-
-
-def _conv_tensors(target: nn.modules.conv._ConvNd, side: Side) -> list[tuple[str, int, Side]]:
-    if target.groups > 1:
-        if not target.groups == target.in_channels == target.out_channels:
-            raise _WholeError(f"it reaches a convolution with {target.groups} groups")
-        return [("weight", 0, "out"), *_present(target, "bias")]
-    into = 0 if target.transposed else 1
-    return [("weight", into, "in")] if side == "in" else [("weight", 1 - into, "out"), *_present(target, "bias")]
-
-
-def _present(target: nn.Module, *names: str) -> list[tuple[str, int, Side]]:
-    return [(n, 0, "out") for n in names if getattr(target, n, None) is not None]
-
-
-def _refuted(module: nn.Module, group: Group, inputs: tuple[Tensor, ...]) -> str | None:
-    """Why removing channels of `group` is not the same as masking them, tried on `module`; None if it is."""
-    half = {group.name: list(range(0, group.channels, 2))}
-    with torch.no_grad():
-        try:
-            expected = _outputs(masked(module, (group,), half), inputs)
-        except IndexError:
-            return DIFFERENT
-        try:
-            seen = _outputs(removed(module, (group,), half), inputs)
-        except (RuntimeError, IndexError, ValueError) as error:
-            return f"the model fails without them ({str(error).strip().partition(chr(10))[0]})"
-    for a, b in zip(seen, expected, strict=True):
-        if a.shape != b.shape:
-            return OUTPUT
-        if not torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(1.0, float(b.abs().max()))):
-            return DIFFERENT
-    return None
-
-
-def _outputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    result = module.eval()(*inputs)
-    return [result] if isinstance(result, Tensor) else list(result)
+        smaller = removed(found, half).view
+    except (RuntimeError, IndexError, ValueError, TypeError):
+        return False
+    return difference(smaller, masked(found, half), inputs) is not None

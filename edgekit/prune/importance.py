@@ -1,6 +1,6 @@
 """How much each channel of each group matters: one score a channel, higher is more important.
 
-- `taylor`: squared first-order change of the loss when the channel is cut off from its consumers, averaged over
+- `taylor`: squared first-order change of the loss when the channel is cut off from what reads it, averaged over
   samples (Molchanov et al. 2017, arXiv:1611.06440, and 2019, arXiv:1906.10771). Needs labels.
 - `activation`: variance of the channel times the squared norm of the weights that read it: what is lost once
   the biases have taken up the mean (FLAP, An et al. 2023, arXiv:2312.11983). Needs samples alone.
@@ -12,15 +12,17 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from edgekit.errors import UsageError
+from edgekit.prune.axes import Product, factors, positions, resolved
+from edgekit.prune.find import Found
+from edgekit.prune.follow import Reads
 from edgekit.prune.groups import Group, Member
 from edgekit.prune.shapes import owner_of
 
@@ -29,43 +31,43 @@ Batch = tuple[Tensor, Tensor | None]
 """Inputs of the model and class labels `[N]`, or None."""
 Scores = dict[str, Tensor]
 """Group name -> `[channels]` float64."""
+Index = Sequence[Sequence[int]]
+"""By channel of a group: its positions along an axis."""
 
 
-def score(
-    kind: Importance, module: nn.Module, groups: Sequence[Group], batches: Iterable[Batch], seed: int = 0
-) -> Scores:
-    """The score of every channel. `batches` is read by `taylor` and `activation` alone; `module` is not changed."""
+def score(kind: Importance, found: Found, batches: Iterable[Batch], seed: int = 0) -> Scores:
+    """The score of every channel. `batches` is read by `taylor` and `activation` alone; the network is not changed."""
     if kind == "taylor":
-        return _taylor(copy.deepcopy(module).eval(), groups, batches)
+        return _taylor(found, batches)
     if kind == "activation":
-        return _activation(module.eval(), groups, batches)
+        return _activation(found, batches)
     if kind == "random":
         generator = torch.Generator().manual_seed(seed)
-        return {g.name: torch.rand(g.channels, generator=generator, dtype=torch.float64) for g in groups}
+        return {g.name: torch.rand(g.channels, generator=generator, dtype=torch.float64) for g in found.groups}
     if kind == "bn_scale":
-        return {g.name: _bn_scale(module, g) for g in groups}
-    return {g.name: _norms(module, g, 1 if kind == "l1" else 2) for g in groups}
+        return {g.name: _bn_scale(found.view, g) for g in found.groups}
+    return {g.name: _norms(found.view, g, 1 if kind == "l1" else 2) for g in found.groups}
 
 
-def by_channel(member: Member, values: Tensor) -> Tensor:
+def by_channel(index: Index, values: Tensor) -> Tensor:
     """`values` `[..., positions]` summed into the group's channels: `[..., channels]`."""
-    if all(len(p) == 1 and p[0] == c for c, p in enumerate(member.index)) and values.shape[-1] == len(member.index):
+    if all(len(p) == 1 and p[0] == c for c, p in enumerate(index)) and values.shape[-1] == len(index):
         return values
-    columns = [values[..., list(p)].sum(-1) for p in member.index]
+    columns = [values[..., list(p)].sum(-1) for p in index]
     return torch.stack(columns, dim=-1)
 
 
 def _weights(module: nn.Module, group: Group) -> list[tuple[Member, Tensor]]:
     """The members that are weights of two or more axes: not biases or normalisation."""
     pairs = [(m, getattr(*owner_of(module, m.tensor)).detach()) for m in group.members]
-    return [(m, t) for m, t in pairs if t.ndim >= 2]
+    return [(m, t) for m, t in pairs if t.ndim >= 2 and t.is_floating_point()]
 
 
 def _norms(module: nn.Module, group: Group, power: int) -> Tensor:
     total = torch.zeros(group.channels, dtype=torch.float64)
     for member, tensor in _weights(module, group):
         values = tensor.double().abs().pow(power).movedim(member.axis, -1).reshape(-1, tensor.shape[member.axis])
-        total += by_channel(member, values.sum(0))
+        total += by_channel(member.index, values.sum(0))
     return total if power == 1 else total.sqrt()
 
 
@@ -74,96 +76,134 @@ def _bn_scale(module: nn.Module, group: Group) -> Tensor:
     for member in group.members:
         owner, attribute = owner_of(module, member.tensor)
         if isinstance(owner, nn.modules.batchnorm._BatchNorm) and attribute == "weight":
-            total += by_channel(member, owner.weight.detach().double().abs())
+            total += by_channel(member.index, owner.weight.detach().double().abs())
             found = True
     if not found:
         raise UsageError(f"importance 'bn_scale': layer {group.name!r} has no BatchNorm. Use 'taylor' or 'l2'.")
     return total
 
 
-def _channel_axis_last(layer: nn.Module, values: Tensor) -> Tensor:
-    """`[N, ..., channels]`, whatever the layer's layout."""
-    return values if isinstance(layer, nn.Linear) else values.movedim(1, -1)
+class _Watched(fx.Interpreter):
+    """Runs a network and shows every tensor whose channels are summed over to `watch`, which may replace it."""
+
+    def __init__(self, view: fx.GraphModule, reads: Sequence[Reads], watch: Callable[[Reads, Tensor], Tensor]) -> None:
+        super().__init__(view)
+        self.by_node = {one.node: one for one in reads}
+        self.watch = watch
+
+    def run_node(self, n: fx.Node) -> object:
+        if n not in self.by_node:
+            return super().run_node(n)
+        reads = self.by_node[n]
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        edge = self.watch(reads, args[reads.argument])
+        given = tuple(edge if i == reads.argument else a for i, a in enumerate(args))
+        run = self.call_module if n.op == "call_module" else self.call_function
+        return run(n.target, given, kwargs)
 
 
-def _activation(module: nn.Module, groups: Sequence[Group], batches: Iterable[Batch]) -> Scores:
-    layers = {m.layer: module.get_submodule(m.layer) for g in groups for m in g.consumers}
-    sums: dict[str, list[Tensor | float]] = {}
+def _edges(found: Found) -> dict[str, list[tuple[Reads, Index]]]:
+    """By group: where its channels are read, and the positions of each along the axis there."""
+    result: dict[str, list[tuple[Reads, Index]]] = {group.name: [] for group in found.groups}
+    for reads in found.followed.reads:
+        source = reads.node.args[reads.argument]
+        axis = resolved(found.followed.nodes[source][reads.axis])  # type: ignore[index]
+        inside = set(factors(axis))
+        for name in result:
+            if found.factors[name] in inside:
+                result[name].append((reads, positions(axis, found.factors[name])))
+    return result
 
-    def watch(name: str, layer: nn.Module, x: Tensor) -> None:
-        flat = _channel_axis_last(layer, x.detach()).reshape(-1, _in_positions(layer, x)).double()
-        count, mean, square = sums.get(name, [0.0, 0.0, 0.0])
-        sums[name] = [count + len(flat), mean + flat.sum(0), square + (flat * flat).sum(0)]
 
-    handles = [
-        layer.register_forward_pre_hook(lambda mod, args, name=name: watch(name, mod, args[0]))
-        for name, layer in layers.items()
-    ]
-    try:
-        with torch.no_grad():
-            for inputs, _ in batches:
-                module(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+def _activation(found: Found, batches: Iterable[Batch]) -> Scores:
+    edges = _edges(found)
+    wanted = list({reads.node: reads for some in edges.values() for reads, _ in some}.values())
+    sums: dict[fx.Node, tuple[int, Tensor, Tensor]] = {}
+
+    def watch(reads: Reads, x: Tensor) -> Tensor:
+        last = x.detach().movedim(reads.axis, -1)
+        flat = last.reshape(-1, last.shape[-1]).double()
+        zero = torch.zeros(flat.shape[-1], dtype=torch.float64)
+        count, mean, square = sums.get(reads.node, (0, zero, zero))
+        sums[reads.node] = (count + len(flat), mean + flat.sum(0), square + (flat * flat).sum(0))
+        return x
+
+    runner = _Watched(found.view, wanted, watch)
+    with torch.no_grad():
+        for inputs, _ in batches:
+            runner.run(inputs)
     scores = {}
-    for group in groups:
+    for group in found.groups:
         total = torch.zeros(group.channels, dtype=torch.float64)
-        for member in group.consumers:
-            count, mean, square = sums[member.layer]
-            variance = square / count - (mean / count) ** 2
-            weight = getattr(*owner_of(module, member.tensor)).detach().double()
-            norm = weight.pow(2).movedim(member.axis, -1).reshape(-1, weight.shape[member.axis]).sum(0)
-            total += by_channel(member, variance * norm)
+        for reads, index in edges[group.name]:
+            count, mean, square = sums[reads.node]
+            variance = (square / count - (mean / count) ** 2).clamp_min(0)
+            total += by_channel(index, variance * _read_by(found, reads, len(variance)))
         scores[group.name] = total
     return scores
 
 
-def _in_positions(layer: nn.Module, x: Tensor) -> int:
-    return x.shape[-1] if isinstance(layer, nn.Linear) else x.shape[1]
+def _read_by(found: Found, reads: Reads, channels: int) -> Tensor:
+    """The squared norm of the weights that read each position; ones where it is no weight that does."""
+    if not reads.weight:
+        return torch.ones(channels, dtype=torch.float64)
+    weight = getattr(*owner_of(found.view, reads.weight)).detach().double()
+    norms: Tensor = weight.pow(2).movedim(reads.weight_axis, -1).reshape(-1, weight.shape[reads.weight_axis]).sum(0)
+    return norms if len(norms) == channels else norms.repeat(channels // len(norms))  # a group reads its own part
 
 
-def _taylor(module: nn.Module, groups: Sequence[Group], batches: Iterable[Batch]) -> Scores:
-    layers = {m.layer: module.get_submodule(m.layer) for g in groups for m in g.consumers}
-    seen: dict[str, list[Tensor]] = {}
+def _taylor(found: Found, batches: Iterable[Batch]) -> Scores:
+    edges = _edges(found)
+    wanted = list({reads.node: reads for some in edges.values() for reads, _ in some}.values())
+    seen: dict[fx.Node, Tensor] = {}
 
-    def watch(name: str, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        # A tensor of its own for each consumer: the gradient along this edge, not of all that read the channel.
-        edge = args[0].view_as(args[0]) if args[0].requires_grad else args[0].detach().requires_grad_(True)
+    def watch(reads: Reads, x: Tensor) -> Tensor:
+        # A tensor of its own for each reader: the gradient along this edge, not of all that read the channel.
+        edge = x.view_as(x) if x.requires_grad else x.detach().requires_grad_(True)
         edge.retain_grad()
-        seen.setdefault(name, []).append(edge)
-        return (edge, *args[1:])
+        seen[reads.node] = edge
+        return edge
 
-    handles = [
-        layer.register_forward_pre_hook(lambda _, args, name=name: watch(name, args)) for name, layer in layers.items()
-    ]
-    scores = {g.name: torch.zeros(g.channels, dtype=torch.float64) for g in groups}
+    runner = _Watched(found.view, wanted, watch)
+    scores = {g.name: torch.zeros(g.channels, dtype=torch.float64) for g in found.groups}
     count = 0
-    try:
-        with torch.enable_grad():
-            for inputs, labels in batches:
-                if labels is None:
-                    raise UsageError("importance 'taylor' needs labels. Use 'activation' for data without.")
-                seen.clear()
-                torch.autograd.backward(F.cross_entropy(_logits(module(inputs)), labels, reduction="sum"))
-                count += len(labels)
-                for group in groups:
-                    scores[group.name] += _edges(group, layers, seen, len(labels)).pow(2).sum(0)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.enable_grad():
+        for inputs, labels in batches:
+            if labels is None:
+                raise UsageError("importance 'taylor' needs labels. Use 'activation' for data without.")
+            seen.clear()
+            torch.autograd.backward(F.cross_entropy(_logits(runner.run(inputs)), labels, reduction="sum"))
+            count += len(labels)
+            changes = {reads.node: _changes(found, reads, seen[reads.node], len(labels)) for reads in wanted}
+            for name, some in edges.items():
+                for total in _summed([by_channel(index, changes[reads.node]) for reads, index in some]):
+                    scores[name] += total.pow(2).sum(0)
+    for parameter in found.view.parameters():
+        parameter.grad = None
     return {name: total / max(count, 1) for name, total in scores.items()}
 
 
-def _edges(group: Group, layers: dict[str, nn.Module], seen: dict[str, list[Tensor]], samples: int) -> Tensor:
-    """`[samples, channels]`: minus the first-order change of each sample's loss without the channel."""
-    total = torch.zeros(samples, group.channels, dtype=torch.float64)
-    for member in group.consumers:
-        for edge in seen[member.layer]:
-            assert edge.grad is not None
-            change = _channel_axis_last(layers[member.layer], (edge * edge.grad).detach()).double()
-            total += by_channel(member, change.reshape(samples, -1, change.shape[-1]).sum(1))
-    return total
+def _changes(found: Found, reads: Reads, edge: Tensor, samples: int) -> Tensor:
+    """`[samples, positions]`: minus the first-order change of each sample's loss without the position.
+
+    Where an axis in front is not the batch's (a layout that puts time first) the samples are taken together.
+    """
+    assert edge.grad is not None
+    change = (edge * edge.grad).detach().double().movedim(reads.axis, -1)
+    source = reads.node.args[reads.argument]
+    first = resolved(found.followed.nodes[source][0])  # type: ignore[index]
+    outer = first.parts[0] if isinstance(first, Product) else first
+    batch = next(node for node in found.view.graph.nodes if node.op == "placeholder")
+    by_sample = outer is resolved(found.followed.nodes[batch][0]) and change.ndim > 1
+    by_row: Tensor = change.reshape(samples if by_sample else 1, -1, change.shape[-1])
+    return by_row.sum(1)
+
+
+def _summed(changes: Sequence[Tensor]) -> list[Tensor]:
+    """The changes of all readers of a group together; each by itself where not all tell samples apart."""
+    if len({len(one) for one in changes}) > 1:
+        return list(changes)
+    return [torch.stack(list(changes)).sum(0)] if changes else []
 
 
 def _logits(output: Tensor | Sequence[Tensor]) -> Tensor:

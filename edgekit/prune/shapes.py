@@ -44,13 +44,15 @@ def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     return module.get_submodule(path), attribute
 
 
-def replace_tensor(owner: nn.Module, attribute: str, value: Tensor) -> None:
-    """Put `value` in the place of a parameter or buffer (a parameter that is missing is added)."""
+def replace_tensor(owner: nn.Module, attribute: str, value: Tensor) -> Tensor:
+    """Put `value` in the place of a parameter or buffer (a parameter that is missing is added); what stands there."""
     if attribute in owner._buffers:
         owner._buffers[attribute] = value
-        return
+        return value
     old = owner._parameters.get(attribute)
-    owner._parameters[attribute] = nn.Parameter(value, requires_grad=True if old is None else old.requires_grad)
+    made = nn.Parameter(value, requires_grad=True if old is None else old.requires_grad)
+    owner._parameters[attribute] = made
+    return made
 
 
 def fit_attributes(module: nn.Module) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgekit.context import RunContext
-from edgekit.errors import UsageError
+from edgekit.errors import BuildError, UsageError
 from edgekit.extras import require
 from edgekit.model import Model, Step, TorchModel
 
@@ -25,9 +26,12 @@ BATCH = 128
 class Prune(BaseModel):
     """Remove whole channels until `macs` of the original multiply-accumulates remain.
 
-    Groups of channels that must go together are found as in Fang et al. 2023 (arXiv:2301.12900), and each is proven
-    on the model before it is cut. Afterwards BatchNorm statistics are measured anew, or biases corrected where the
-    model has no BatchNorm. Accuracy comes back in `distill`.
+    Groups of channels that must go together are found on the graph that `torch.export` sees, by following what every
+    axis is made of (the idea of groups is that of Fang et al. 2023, arXiv:2301.12900), and proven on the model before
+    it is cut: heads of attention, what a head holds, widths of MLPs, groups of grouped convolutions and the channels
+    of residual streams are groups like any other. What cannot be followed stays whole, with the reason. Afterwards
+    BatchNorm statistics are measured anew, or biases corrected where the model has no BatchNorm. Accuracy comes back in
+    `distill`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -63,43 +67,37 @@ class _Run:
     """One application: the settings, the model, and the samples drawn for it."""
 
     def __init__(self, stage: Prune, model: TorchModel, ctx: RunContext) -> None:
-        from edgekit.prune.loosen import loosen
         from edgekit.train.samples import single_input, some, training_split
 
         single_input(model.inputs)
         self.stage, self.model, self.ctx = stage, model, ctx
         self.samples: Samples = some(training_split(ctx.data), stage.samples, ctx.seed)
-        self.dense = loosen(model.module, (self.inputs(2),))
         self.started = time.monotonic()
 
     def result(self) -> TorchModel:
         from dataclasses import replace
 
+        from edgekit.graph.lifted import lift
         from edgekit.prune.cost import MacModel, count_macs
         from edgekit.prune.find import find_groups
         from edgekit.prune.importance import score
         from edgekit.prune.plan import choose
         from edgekit.prune.shapes import parameters
 
-        stage, dense = self.stage, self.dense
+        stage = self.stage
         with self.ctx.progress.task("prune", total=4) as task:
             probe = (self.inputs(2),)
+            dense = lift(self.model.module, probe)
             found = find_groups(dense, probe)
-            cost = MacModel(dense, (probe[0][:1],))
+            cost = MacModel(found)
             task.advance(note="ranking channels")
             kind = "activation" if stage.importance == "taylor" and not self.samples.labelled else stage.importance
-            scores = score(kind, dense, found.groups, self.samples.batches(BATCH), self.ctx.seed)
+            scores = score(kind, found, self.batches(), self.ctx.seed)
             task.advance(note="choosing channels")
-            plan = choose(
-                found.groups,
-                scores,
-                cost,
-                int(cost.total * stage.macs),
-                round_to=stage.round_to,
-                floor=stage.keep_at_least,
-            )
+            target = int(cost.total * stage.macs)
+            plan = choose(found, scores, cost, target, round_to=stage.round_to, floor=stage.keep_at_least)
             task.advance(note="measuring statistics")
-            module, corrected = self.cut(found, plan)
+            module, lines = self.cut(found, plan)
             task.advance()
         macs = count_macs(module, (probe[0][:1],))
         sizes = (parameters(dense), parameters(module))
@@ -107,7 +105,7 @@ class _Run:
             f"{cost.total / 1e6:.1f} M -> {macs / 1e6:.1f} M multiply-accumulates ({macs / cost.total:.1%}), "
             f"{sizes[0]:,} -> {sizes[1]:,} parameters",
             *self.remarks(kind, found, plan, cost.total),
-            corrected,
+            *lines,
         )
         step = Step(
             name=stage.kind,
@@ -122,37 +120,56 @@ class _Run:
     def inputs(self, count: int) -> Tensor:
         import numpy as np
 
-        return self.samples.batch(np.arange(min(count, len(self.samples))))[0]
+        return self.cast(self.samples.batch(np.arange(min(count, len(self.samples))))[0])
 
-    def cut(self, found: Found, plan: Plan) -> tuple[nn.Module, str]:
-        """The smaller module with its statistics put right, and a line about how."""
-        from edgekit.prune.apply import kept, removed
+    def cast(self, inputs: Tensor) -> Tensor:
+        """As the model takes them: samples come as float32, token numbers are integers."""
+        import torch
+
+        return inputs.to(getattr(torch, self.model.inputs[0].dtype))
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """All samples, as the model takes them."""
+        for inputs, labels in self.samples.batches(BATCH):
+            yield self.cast(inputs), labels
+
+    def cut(self, found: Found, plan: Plan) -> tuple[nn.Module, list[str]]:
+        """The smaller module with its statistics put right, and lines about how.
+
+        Raises:
+            BuildError: it is not the masked original, which is a fault of edgekit.
+        """
+        from edgekit.prune.apply import difference, masked, removed
         from edgekit.prune.correct import channel_moments, correct_biases, reestimate_batchnorm
+        from edgekit.prune.rebuild import as_source
         from edgekit.prune.shapes import has_batchnorm
 
-        module = removed(self.dense, found.groups, plan.removal)
-        for parameter in module.parameters():
-            parameter.requires_grad_(True)
+        probe = (self.inputs(2),)
+        result = removed(found, plan.removal)
+        off = difference(result.view, masked(found, plan.removal), probe)
+        if off is None:
+            raise BuildError("Pruning went wrong: the smaller network is not the masked original. Please report it.")
+        module = as_source(self.model.module, result, probe)
         if not plan.removal:
-            return module.eval(), "nothing was removed"
+            return module.eval(), ["nothing was removed"]
+        proof = f"equals the original with those channels masked: largest difference {off:.1e} of the largest output"
         if has_batchnorm(module):
-            reestimate_batchnorm(module, (x for x, _ in self.samples.batches(BATCH)))
-            return module, f"BatchNorm statistics measured anew on {len(self.samples)} samples"
+            reestimate_batchnorm(module, (x for x, _ in self.batches()))
+            return module, [proof, f"BatchNorm statistics measured anew on {len(self.samples)} samples"]
         inputs = self.inputs(_fitting(self.inputs(1).numel()))
-        wanted = channel_moments(self.dense, inputs)
-        rows = kept(self.dense, found.groups, plan.removal)
+        wanted = channel_moments(found.view, inputs)
         for name, (mean, deviation) in wanted.items():
-            stay = rows.get(f"{name}.bias", slice(None))
+            stay = result.kept.get((f"{name}.bias", 0), slice(None))
             wanted[name] = (mean[stay], deviation[stay])
         shifted = correct_biases(module, inputs, wanted)
-        return (
-            module,
+        return module, [
+            proof,
             f"biases and scales of {shifted} layers corrected on {len(inputs)} samples (there is no BatchNorm)",
-        )
+        ]
 
     def remarks(self, kind: str, found: Found, plan: Plan, total: int) -> list[str]:
         """Plain lines about what went otherwise than asked; that the outputs stay goes without saying."""
-        from edgekit.prune.find import OUTPUT
+        from edgekit.prune.follow import OUTPUT
 
         lines = []
         if kind != self.stage.importance:

@@ -16,8 +16,8 @@ from torch import nn
 
 from edgekit.errors import UsageError
 from edgekit.model import TorchModel
-from edgekit.prune.loosen import loosen
-from edgekit.prune.shapes import restore, state
+from edgekit.prune.rebuild import description_of, rebuilt
+from edgekit.prune.shapes import state
 from edgekit.train.samples import Samples
 
 
@@ -74,12 +74,12 @@ class Checkpoint:
 
 
 def save_torch(model: TorchModel, folder: Path) -> None:
-    """Keep a (pruned, trained) module in `folder`: `weights.safetensors`, and its shapes in `model.json`."""
+    """Keep a (pruned, trained) module in `folder`: `weights.safetensors`, and what else was cut in `model.json`."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     tensors, shapes = state(model.module)
-    description = {"version": 1, "shapes": shapes}
+    description = {"version": 2, "shapes": shapes, "cut": description_of(model.module)}
     weights, text = folder / "weights.safetensors", folder / "model.json"
     text.unlink(missing_ok=True)  # while it is absent the folder holds no model
     save_file(tensors, weights.with_suffix(".tmp"))
@@ -103,9 +103,9 @@ def load_torch(folder: Path, fresh: TorchModel) -> TorchModel:
         tensors = load_file(folder / "weights.safetensors")
     except (OSError, ValueError) as error:
         raise UsageError(f"{folder} holds no saved model ({error}). Run without --resume.") from error
-    if description.get("version") != 1 or {k: list(v.shape) for k, v in tensors.items()} != description.get("shapes"):
+    if description.get("version") != 2 or {k: list(v.shape) for k, v in tensors.items()} != description.get("shapes"):
         raise UsageError(f"The saved model in {folder} is damaged or of another version. Run without --resume.")
-    module = restore(loosen(fresh.module, _probe(fresh)), tensors).eval()
+    module = rebuilt(fresh.module, tensors, description.get("cut"), _probe(fresh))
     return dataclasses.replace(fresh, module=module)
 
 

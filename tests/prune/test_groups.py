@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,12 +14,18 @@ from prune_models import Mixed, ResNet20, settled  # noqa: E402
 from torch import nn  # noqa: E402
 
 from edgekit.errors import UsageError  # noqa: E402
-from edgekit.prune.apply import masked, removed  # noqa: E402
+from edgekit.graph.lifted import lift  # noqa: E402
+from edgekit.prune.apply import difference, masked, removed  # noqa: E402
 from edgekit.prune.cost import MacModel, count_macs  # noqa: E402
 from edgekit.prune.find import find_groups  # noqa: E402
 from edgekit.prune.importance import score  # noqa: E402
 from edgekit.prune.plan import choose  # noqa: E402
+from edgekit.prune.rebuild import as_source, description_of, rebuilt  # noqa: E402
 from edgekit.prune.shapes import restore, state  # noqa: E402
+
+
+def found_in(module, *inputs):
+    return find_groups(lift(module, inputs), inputs)
 
 
 def some_of_each(groups, seed=0):
@@ -32,9 +41,9 @@ def test_pruned_equals_masked(case):
     build, shape = CASES[case]
     module = settled(build())
     x = torch.randn(shape)
-    found = find_groups(module, (x,))
+    found = found_in(module, x)
     removal = some_of_each(found.groups)
-    smaller, mask = removed(module, found.groups, removal), masked(module, found.groups, removal)
+    smaller, mask = removed(found, removal).view, masked(found, removal)
     with torch.no_grad():
         before, expected, seen = module(x), mask(x), smaller(x)
     assert not torch.allclose(before, expected, atol=1e-3)
@@ -47,11 +56,11 @@ def test_the_predicted_macs_are_the_counted_ones(case):
     build, shape = CASES[case]
     module = settled(build())
     x = torch.randn(shape)
-    found = find_groups(module, (x,))
-    cost = MacModel(module, (x[:1],))
+    found = found_in(module, x)
+    cost = MacModel(found)
     assert cost.total == count_macs(module, (x[:1],)) == count_macs(module, (x,))
     removal = some_of_each(found.groups, seed=1)
-    assert cost.after(found.groups, removal) == count_macs(removed(module, found.groups, removal), (x[:1],))
+    assert cost.after(removal) == count_macs(removed(found, removal).view, (x[:1],))
 
 
 def test_macs_of_a_known_layer():
@@ -59,12 +68,19 @@ def test_macs_of_a_known_layer():
     assert count_macs(layer, (torch.zeros(1, 8, 10, 10),)) == 10 * 10 * 16 * (8 // 4) * 9
 
 
-def test_channels_that_a_shortcut_shifts_are_left_whole():
-    found = find_groups(settled(ResNet20()), (torch.randn(2, 3, 32, 32),))
-    assert {g.name for g in found.groups} == {f"layer{i}.{j}.conv1" for i in (1, 2, 3) for j in range(3)}
-    reasons = set(found.whole.values())
-    assert "its channels are an output of the model" in reasons
-    assert any("not the same as masking" in r or "fails without them" in r for r in reasons)
+def test_channels_that_a_shortcut_pads_go_with_those_that_it_is_added_to():
+    x = torch.randn(2, 3, 32, 32)
+    found = found_in(settled(ResNet20()), x)
+    assert found.whole == {"linear": "its channels are an output of the model"}
+    inner = {f"layer{i}.{j}.conv1" for i in (1, 2, 3) for j in range(3)}
+    assert inner < {g.name for g in found.groups}
+    stem = next(g for g in found.groups if g.name == "conv1")
+    last = next(m for m in stem.members if m.tensor == "linear.weight")
+    assert (stem.channels, last.index[0]) == (16, (24,))  # padded by 8, then by 16
+    removal = {"conv1": [0, 3], "layer2.0.conv2[0]": [1]}
+    cut = removed(found, removal)
+    assert sorted(v for call in cut.cut.calls.values() for v in call.values()) == [7]  # of 8 padded in front
+    assert difference(cut.view, masked(found, removal), (x,)) < 1e-5
 
 
 class HardView(nn.Module):
@@ -85,35 +101,93 @@ class Grouped(nn.Module):
         return self.c(self.b(self.a(x)).mean((2, 3)))
 
 
-@pytest.mark.parametrize(("build", "reason"), [(HardView, "fails without them"), (Grouped, "with 2 groups")])
-def test_a_model_with_nothing_to_prune_says_why(build, reason):
-    with pytest.raises(UsageError, match=f"No channels of this model can be pruned.*{reason}"):
-        find_groups(build().eval(), (torch.randn(2, 1, 12, 12),))
+class Windowed(nn.Module):
+    """Channels that become the length of a signal."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 8, 3), nn.Conv1d(1, 3, 3)
+
+    def forward(self, x):
+        return self.b(self.a(x).mean((2, 3))[:, None]).mean(2)
+
+
+def test_a_forward_that_repeats_an_extent_is_pruned_on_its_graph():
+    x = torch.randn(2, 1, 12, 12)
+    found = found_in(HardView().eval(), x)
+    assert [(g.name, g.channels) for g in found.groups] == [("a", 8)]
+    cut = removed(found, {"a": [0, 1]})
+    assert cut.view.a.out_channels == 6
+    assert cut.view(torch.randn(5, 1, 12, 12)).shape == (5, 3)
+    assert "view" in str(cut.cut.calls) or "-1" in cut.view.code
+
+
+def test_groups_of_a_convolution_go_whole_or_each_loses_the_same():
+    x = torch.randn(2, 1, 12, 12)
+    found = found_in(Grouped().eval(), x)
+    assert sorted(g.channels for g in found.groups) == [2, 4, 4]
+    removal = {g.name: [0] for g in found.groups}
+    cut = removed(found, removal)
+    assert (cut.view.b.groups, cut.view.b.in_channels, cut.view.b.out_channels) == (1, 3, 3)
+    assert difference(cut.view, masked(found, removal), (x,)) < 1e-5
+
+
+def test_a_model_with_nothing_to_prune_says_why():
+    with pytest.raises(UsageError, match=r"No channels of this model can be pruned.*a: a window moves along it"):
+        found_in(Windowed().eval(), torch.randn(2, 1, 12, 12))
+
+
+def test_recurrent_layers_are_left_whole_and_named():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.lstm, self.b = nn.Linear(6, 16), nn.LSTM(16, 12, batch_first=True), nn.Linear(12, 20)
+            self.c = nn.Linear(20, 3)
+
+        def forward(self, x):
+            return self.c(self.b(self.lstm(self.a(x))[0]).relu()[:, -1])
+
+    found = found_in(Recurrent().eval(), torch.randn(2, 5, 6))
+    assert [g.name for g in found.groups] == ["b"]
+    assert found.whole["a"] == "it reaches aten.lstm, through which channels are not followed"
+
+
+def test_a_forward_that_branches_on_its_data_is_refused_with_the_line():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(6, 16)
+
+        def forward(self, x):
+            return self.a(x) if x.sum() > 0 else self.a(-x)
+
+    with pytest.raises(UsageError, match=r"cannot be followed .*[Dd]ata"):
+        lift(Branches(), (torch.randn(2, 6),))
 
 
 def test_a_plan_keeps_multiples_and_its_floor_and_lands_just_under_its_target():
     module = settled(Mixed())
     x = torch.randn(4, 1, 12, 12)
-    found, cost = find_groups(module, (x,)), MacModel(module, (x[:1],))
-    scores = score("l2", module, found.groups, [])
+    found = found_in(module, x)
+    cost, scores = MacModel(found), score("l2", found, [])
     for share in (0.8, 0.5):
-        plan = choose(found.groups, scores, cost, int(cost.total * share), round_to=4, floor=0.25)
+        plan = choose(found, scores, cost, int(cost.total * share), round_to=4, floor=0.25)
         assert plan.reached
         assert 0.8 * share * cost.total < plan.macs <= share * cost.total
         for group in found.groups:
             gone = len(plan.removal.get(group.name, ()))
             assert (group.channels - gone) % 4 == 0
             assert group.channels - gone >= 0.25 * group.channels
-    plan = choose(found.groups, scores, cost, 0, round_to=4, floor=0.25)
+    plan = choose(found, scores, cost, 0, round_to=4, floor=0.25)
     assert not plan.reached
 
 
 def test_the_least_important_channels_go_first():
     module = settled(Mixed())
     x = torch.randn(4, 1, 12, 12)
-    found, cost = find_groups(module, (x,)), MacModel(module, (x[:1],))
-    scores = score("random", module, found.groups, [], seed=3)
-    plan = choose(found.groups, scores, cost, cost.total // 2, round_to=4, floor=0.0)
+    found = found_in(module, x)
+    cost, scores = MacModel(found), score("random", found, [], seed=3)
+    plan = choose(found, scores, cost, cost.total // 2, round_to=4, floor=0.0)
     for name, gone in plan.removal.items():
         kept = [c for c in range(len(scores[name])) if c not in gone]
         assert scores[name][gone].max() <= scores[name][kept].min()
@@ -131,8 +205,9 @@ def test_a_dead_channel_scores_lowest(kind):
             consumer[:, 5] = 0
         module.c.weight[:, 21] = 0
     x, y = torch.randn(32, 1, 12, 12), torch.randint(0, 4, (32,))
-    groups = [g for g in find_groups(module, (x[:2],)).groups if any(m.tensor == "a.0.weight" for m in g.members)]
-    scores = score(kind, module, groups, [(x, y)])[groups[0].name]
+    found = found_in(module, x[:2])
+    groups = tuple(g for g in found.groups if any(m.tensor == "a.0.weight" for m in g.members))
+    scores = score(kind, replace(found, groups=groups), [(x, y)])[groups[0].name]
     assert int(scores.argmin()) == 5
     assert scores.min() < 1e-9 < scores.sort().values[1]
 
@@ -149,23 +224,26 @@ def test_taylor_is_the_squared_gradient_of_a_gate():
 
     torch.manual_seed(0)
     module, x, y = Two().eval(), torch.randn(5, 1, 8, 8), torch.tensor([0, 1, 2, 1, 0])
-    groups = find_groups(module, (x[:2],)).groups
+    found = found_in(module, x[:2])
     gate = torch.ones(5, 6, requires_grad=True)
     nn.functional.cross_entropy(module(x, gate), y, reduction="sum").backward()
     expected = gate.grad.double().pow(2).mean(0)
-    seen = score("taylor", module, groups, [(x[:3], y[:3]), (x[3:], y[3:])])["a"]
+    seen = score("taylor", found, [(x[:3], y[:3]), (x[3:], y[3:])])["a"]
     torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-10)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, "view"])
 def test_a_pruned_module_is_rebuilt_from_tensors_alone(case):
-    build, shape = CASES[case]
+    build, shape = {**CASES, "view": (HardView, (3, 1, 12, 12))}[case]
     module = settled(build())
     x = torch.randn(shape)
-    found = find_groups(module, (x,))
-    smaller = removed(module, found.groups, some_of_each(found.groups))
+    found = found_in(module, x)
+    smaller = as_source(module, removed(found, some_of_each(found.groups)), (x,))
+    assert description_of(smaller)["lifted"] == (case != "mixed")
+    assert isinstance(smaller, Mixed) == (case == "mixed")
     tensors, shapes = state(smaller)
-    again = restore(build(), tensors).eval()
+    description = json.loads(json.dumps(description_of(smaller)))
+    again = rebuilt(build(), tensors, description, (x,))
     assert shapes == {n: list(t.shape) for n, t in again.state_dict().items()}
     with torch.no_grad():
         assert torch.equal(again(x), smaller(x))
@@ -173,6 +251,18 @@ def test_a_pruned_module_is_rebuilt_from_tensors_alone(case):
     assert attributes == [str(m) for m in smaller.modules() if not list(m.children())]
     with pytest.raises(UsageError, match="of another model"):
         restore(build(), {"strange": torch.zeros(1)})
+
+
+def test_cut_twice_it_is_rebuilt_once():
+    module = settled(ResNet20())
+    x = torch.randn(2, 3, 32, 32)
+    for share in (3, 4):
+        found = found_in(module, x)
+        removal = {g.name: list(range(g.channels // share)) for g in found.groups}
+        module = as_source(module, removed(found, removal), (x,))
+    again = rebuilt(ResNet20(), state(module)[0], description_of(module), (x,))
+    with torch.no_grad():
+        assert torch.equal(again(x), module(x))
 
 
 class Detector(nn.Module):
@@ -192,7 +282,7 @@ class Detector(nn.Module):
 
 
 def test_a_detectors_head_is_left_whole_and_the_rest_is_found():
-    found = find_groups(Detector(), (torch.randn(2, 1, 32, 32),))
+    found = found_in(Detector(), torch.randn(2, 1, 32, 32))
     assert {g.name for g in found.groups} == {"stem", "down"}
     assert set(found.whole) == {"fine", "coarse"}
 
@@ -212,6 +302,6 @@ class Dense(nn.Module):
 
 
 def test_channels_that_many_layers_read_are_followed_to_all_of_them():
-    found = find_groups(Dense(16), (torch.randn(2, 1, 4, 4),))
+    found = found_in(Dense(16), torch.randn(2, 1, 4, 4))
     assert len(found.groups) == 17
     assert {g.name: len(g.consumers) for g in found.groups}["stem"] == 17
