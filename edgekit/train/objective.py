@@ -32,6 +32,8 @@ class Objective:
     def __init__(self, student: nn.Module, teacher: nn.Module, settings: Settings, processes: Processes) -> None:
         self.student, self.teacher = student, teacher.requires_grad_(False).eval()
         self.settings, self.processes, self.device = settings, processes, processes.device(settings.device)
+        self.shares = (False, False)
+        """Whether student and teacher give probabilities rather than logits."""
         self.taps: Taps | None = None
         self.attacker: Attacker | None = None
 
@@ -53,11 +55,13 @@ class Objective:
 
     @torch.no_grad()
     def check_classes(self, samples: Samples, stage: str) -> None:
-        """Refuse a teacher that knows other classes than the student."""
+        """Refuse a teacher that knows other classes than the student; see which of them gives probabilities."""
         if self.settings.objective != "classes":
             return
-        inputs = Batch(samples.batch(np.arange(1))[0], Truth(None)).to(self.device).inputs
-        own, other = (_logits(module(inputs)).shape[1] for module in (self.student.eval(), self.teacher))
+        inputs = Batch(samples.batch(np.arange(min(8, len(samples))))[0], Truth(None)).to(self.device).inputs
+        outputs = [_logits(module(inputs)) for module in (self.student.eval(), self.teacher)]
+        self.shares = _are_shares(outputs[0]), _are_shares(outputs[1])
+        own, other = (output.shape[1] for output in outputs)
         if own != other:
             raise UsageError(
                 f"The teacher gives {other} classes and the network {own}: they must be the same, in the same order. "
@@ -104,10 +108,10 @@ class Objective:
             return {"teacher": noise / signal.clamp(min=1e-30)}, seen, wanted
         dtype = torch.float16 if settings.precision == "fp16" else torch.bfloat16
         with torch.autocast(self.device.type, dtype=dtype, enabled=settings.precision != "fp32"):
-            logits = _logits(self.student(batch.inputs))
+            logits = _logits(self.student(batch.inputs), shares=self.shares[0])
             if wanted is None:
                 with torch.no_grad():
-                    wanted = _logits(self.teacher(batch.inputs))
+                    wanted = _logits(self.teacher(batch.inputs), shares=self.shares[1])
         assert isinstance(wanted, Tensor)
         return terms(logits, wanted, batch.truth, settings), logits, wanted
 
@@ -170,10 +174,16 @@ def _flat(outputs: Outputs) -> Tensor:
     return _several(outputs)[0].float().flatten(1)
 
 
-def _logits(output: Outputs) -> Tensor:
+def _are_shares(outputs: Tensor) -> bool:
+    """Whether rows are probabilities: logits of several samples neither are all positive nor add up to 1."""
+    return bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < 1e-3).all())
+
+
+def _logits(output: Outputs, *, shares: bool = False) -> Tensor:
+    """What a softmax makes probabilities of, `[N, classes]`; of probabilities (`shares`) that is their logarithm."""
     logits = (output if isinstance(output, Tensor) else output[0]).float()
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise UsageError(
             f"Recovery training needs class logits [N, classes] as the model's first output, got {list(logits.shape)}."
         )
-    return logits
+    return logits.clamp(min=1e-20).log() if shares else logits

@@ -196,6 +196,25 @@ def test_a_teacher_with_other_classes_or_inputs_is_one_clear_error(damaged, tmp_
         asked(teacher="none.onnx").apply(damaged, ctx)
 
 
+def test_a_network_that_ends_in_a_softmax_learns_as_one_that_does_not(damaged, tmp_path):
+    """Of student and teacher alike, or of one of them."""
+    plain = FAST.apply(damaged, context(tmp_path / "plain")).history[-1]
+
+    def ending(module):
+        return nn.Sequential(module, nn.Softmax(1)).eval()
+
+    soft = export_module(ending(to_torch(damaged.reference).module), INPUTS, "soft")
+    for name, module, reference in (
+        ("both", ending(damaged.module), soft),
+        ("student", ending(damaged.module), damaged.reference),
+        ("teacher", damaged.module, soft),
+    ):
+        step = FAST.apply(replace(damaged, module=module, reference=reference), context(tmp_path / name)).history[-1]
+        assert step.curve[0]["train_loss"] == pytest.approx(plain.curve[0]["train_loss"], rel=1e-2)
+        start, wanted = (float(s.notes[0].split()[2]) for s in (step, plain))
+        assert start == pytest.approx(wanted, rel=1e-3)
+
+
 def test_a_gpu_that_is_not_there_is_one_clear_error(damaged, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is one")
