@@ -20,7 +20,7 @@ from test_recover import FAST, INPUTS, accuracy, context, same, teacher_and_dama
 from torch import nn  # noqa: E402
 
 from edgekit.data import DataSet, Preprocess  # noqa: E402
-from edgekit.errors import UsageError  # noqa: E402
+from edgekit.errors import DeviceError, UsageError  # noqa: E402
 from edgekit.graph.crossing import export_module, to_torch  # noqa: E402
 from edgekit.graph.io import save_onnx  # noqa: E402
 from edgekit.model import TorchModel  # noqa: E402
@@ -288,6 +288,24 @@ def test_a_sample_with_nan_is_named(damaged, tmp_path, row):
     spoilt = replace(data, splits={**data.splits, "train": replace(train, inputs=x)})
     with pytest.raises(UsageError, match=f"Sample 'train{row}' holds NaN or infinity"):
         FAST.apply(damaged, context(tmp_path, spoilt))
+
+
+def test_batches_that_are_too_small_or_too_large_are_one_clear_error(damaged, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)).eval()
+    reference = export_module(module, INPUTS, "dense")
+    model = TorchModel(name="dense", module=module, inputs=INPUTS, outputs=reference.outputs, reference=reference)
+    with pytest.raises(
+        UsageError, match="distill: BatchNorm has a single value a channel to learn from, with batches of 1"
+    ):
+        asked(batch_size=1).apply(model, context(tmp_path / "small"))
+
+    def full(*_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:130] . DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("edgekit.train.objective.Objective.loss", full)
+    with pytest.raises(DeviceError, match=r"ran out of memory with batches of 16 .*distill\.accumulate"):
+        FAST.apply(damaged, context(tmp_path / "large"))
 
 
 # ---- divergence
