@@ -219,6 +219,8 @@ class Training:
             advance()
             self.replan()
             if now - self.saved >= settings.save_every_s and state.step < self.steps:
+                if not self.trainee.finite:  # seen before the next loss tells, which would be too late
+                    raise DivergedError(math.nan, rate)
                 self.save(now)
         self.finish_epoch(rate, started - before)
 
@@ -226,6 +228,8 @@ class Training:
         """Judge it, keep it if it is the best, and write it down."""
         state, trained = self.state, self.state.seconds
         judged = {"": (self.objective.evaluate(self.held_out), snapshot(self.student))}
+        if not math.isfinite(judged[""][0][0]):
+            raise DivergedError(judged[""][0][0], rate)
         if self.trainee.average:
             self.student.load_state_dict(self.trainee.average.values)
             for module in self.student.modules():

@@ -342,6 +342,27 @@ def test_a_loss_that_runs_away_goes_back_and_on_at_half_the_rate(damaged, tmp_pa
     assert all(bool(value.isfinite().all()) for value in done.module.state_dict().values())
 
 
+def test_weights_that_broke_are_not_kept_as_the_last_good_state(damaged, tmp_path, monkeypatch):
+    """The step after which there are NaNs is the last before a checkpoint, or the last of an epoch."""
+    step = Training.step
+    for at, often in ((20, 1e-9), (13, 1e9)):
+        seen = []
+
+        def poisoned(self, rows, rate, at=at, seen=seen):
+            loss = step(self, rows, rate)
+            seen.append(rate)
+            if len(seen) == at:
+                with torch.no_grad():
+                    next(self.student.parameters()).fill_(float("nan"))
+            return loss
+
+        monkeypatch.setattr(Training, "step", poisoned)
+        done = asked(save_every=often).apply(damaged, context(tmp_path / str(at)))
+        assert "the loss ran away once" in done.history[-1].warnings[0]
+        assert accuracy(done) > 0.8
+        assert all(np.isfinite(list(entry.values())).all() for entry in done.history[-1].curve)
+
+
 def test_only_a_lasting_jump_far_above_the_median_is_a_divergence():
     watch = Watch()
     assert not any(watch.diverged(1.0 / (1 + i)) for i in range(100))  # a loss that falls as it should
