@@ -13,6 +13,8 @@ import numpy.typing as npt
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.metrics import Evaluation, agreement, evaluate, snr_db
 from edgekit.model import Model, OnnxModel, Step, TorchModel
+from edgekit.scoring import Asked
+from edgekit.scoring.evaluated import evaluate_task
 
 if TYPE_CHECKING:
     from edgekit.data import DataSet, Split
@@ -144,9 +146,13 @@ class Oracle:
 
     def evaluate(self, outputs: Sequence[npt.NDArray[np.generic]]) -> Evaluation | None:
         """Task metrics of answers to the whole split; None for a task without any."""
+        asked = Asked(outputs, self.outputs, self.split.truth, lambda: self.inputs)
+        found = evaluate_task(self.data, asked)
         if not self.classification:
-            return None
-        return evaluate(scores(outputs), self.split.labels, probabilities=self.probabilities, classes=self.data.classes)
+            return found
+        classes = self.data.classes
+        seen = evaluate(scores(outputs), self.split.labels, probabilities=self.probabilities, classes=classes)
+        return seen if found is None else replace(seen, user=found.user)
 
     def snr_db(self, outputs: Sequence[npt.NDArray[np.generic]]) -> float | None:
         """Signal-to-noise ratio of answers to the whole split, in dB."""
@@ -159,7 +165,15 @@ class Oracle:
     @cached_property
     def evaluation(self) -> Evaluation | None:
         """The reference's own metrics; None for a task, or data, without any."""
-        return self.evaluate(self.outputs) if self.split.labels is not None else None
+        seen = self.evaluate(self.outputs) if self.scored else None
+        if seen is not None and seen.notes:
+            raise UsageError(f"data {self.data.name!r}: the model as it came cannot be scored: {'; '.join(seen.notes)}")
+        return seen
+
+    @property
+    def scored(self) -> bool:
+        """Whether there are labels, or a task that needs none."""
+        return self.split.labels is not None or self.split.truth is not None or self.data.task == "embedding"
 
     @cached_property
     def step(self) -> Step:
@@ -211,6 +225,7 @@ def flat(seen: Evaluation) -> dict[str, float]:
     found = {name: getattr(seen.metrics, name) for name in ("precision", "recall", "f1", "loss")}
     if seen.metrics.accuracy is not None:
         found["accuracy"] = seen.metrics.accuracy.value
+    found |= {name: score.value for name, score in seen.metrics.scores.items()}
     return {name: float(value) for name, value in found.items() if value is not None}
 
 

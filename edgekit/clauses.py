@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from edgekit.errors import UsageError
 from edgekit.extras import unknown
+from edgekit.tasks import METRICS
 from edgekit.units import parse_duration, parse_energy, parse_percent, parse_points, parse_rate, parse_size
 from edgekit.yamlfile import Document, Place, read_yaml
 
@@ -31,6 +32,7 @@ UNITS: dict[str, str] = {
     "energy": "J",
     "loss": "nats",
     "snr": "dB",
+    **{name: metric.unit for name, metric in METRICS.items()},
 }
 """Metric in a clause -> unit. Shares are fractions of one and shown in percent."""
 
@@ -42,10 +44,11 @@ RATIOS = ("latency.p50", "latency.p90", "size", "bundle_size", "memory")
 
 DIFFERENCES = (
     "accuracy", "precision", "recall", "f1", "loss", "calibration_error", "worst_class", "worst_slice", "int8_share",
+    *METRICS,
 )  # fmt: skip
 """Metrics that are compared with another bundle as a difference, those of samples sample by sample."""
 
-LOWER_IS_BETTER = ("loss", "calibration_error")
+LOWER_IS_BETTER = ("loss", "calibration_error", *(name for name, metric in METRICS.items() if metric.lower))
 """Of those, the ones whose growth is the loss."""
 
 
@@ -183,9 +186,11 @@ def check(clause: Clause) -> None:
         )
     if clause.vs:
         _check_comparable(clause)
-    limits = {name: read_limit(clause, name) for name in clause.limits if clause.unit or name == "max_ratio"}
+    known = clause.name in UNITS or clause.unit != ""
+    limits = {name: read_limit(clause, name) for name in clause.limits if known or name == "max_ratio"}
+    signed = clause.unit == "dB" or (clause.name in METRICS and METRICS[clause.name].signed)
     for name, limit in limits.items():
-        if limit < 0 and clause.unit != "dB" and name in ("min", "max"):
+        if limit < 0 and not signed and name in ("min", "max"):
             raise UsageError(f"{getattr(clause, name)!r} cannot be a limit: {clause.name} is never negative.")
     if limits.get("min", 0) > limits.get("max", math.inf):
         raise UsageError(f"min {clause.min!r} is more than max {clause.max!r}: nothing could pass.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,7 @@ class Split:
     `inputs` is one array `[N, ...]` (often uint8), or, for a network with several inputs, a mapping from the name of
     an input to its array. `preprocess` is for the one input that takes floats; all others are passed on as they are.
     `slices` are columns of text `[N]` by which accuracy is looked at in parts, such as the light or the device.
+    `truth` `[N, ...]` are the labels of a task other than classification: see `edgekit.scoring.check_truth`.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Split:
     ids: tuple[str, ...]
     preprocess: Preprocess
     slices: Mapping[str, npt.NDArray[np.str_]] = field(default_factory=dict)
+    truth: Array | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
@@ -142,7 +144,8 @@ class Split:
         else:
             inputs = self.inputs[rows]
         slices = {column: values[rows] for column, values in self.slices.items()}
-        return Split(name or self.name, inputs, labels, ids, self.preprocess, slices)
+        truth = None if self.truth is None else self.truth[rows]
+        return Split(name or self.name, inputs, labels, ids, self.preprocess, slices, truth)
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,8 @@ class DataSet:
     """Named splits (`train`, `calibration`, `test`) of one source.
 
     `sha256` is one hash over all samples and labels; `notes` are plain lines for the user, such as what was derived.
+    `decode` makes of the list of a network's outputs what the task's metrics take; `metrics` are the user's own:
+    outputs and labels to one number, or to one a sample.
     """
 
     name: str
@@ -160,6 +165,8 @@ class DataSet:
     card: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     sha256: str = ""
+    decode: Callable[[list[Array]], Any] | None = None
+    metrics: Mapping[str, Callable[[list[Array], Array | None], Any]] = field(default_factory=dict)
 
     def split(self, name: str) -> Split:
         """The split of that name.

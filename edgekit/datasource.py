@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -15,11 +15,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from edgekit.data import Array, DataSet, Inputs, Preprocess
 from edgekit.datasplits import Raw, check_split, complete, samples_digest
 from edgekit.errors import UsageError
-from edgekit.usercode import call_function, is_function
+from edgekit.extras import unknown
+from edgekit.tasks import TASKS
+from edgekit.usercode import call_function, function_of, is_function
 from edgekit.yamlfile import ModelT, explain, read_yaml
 
 MAX_ARRAY_BYTES = 16 * 2**30
 ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "calib": "calibration", "eval": "test"}
+
+
+Task = Literal[
+    "classification", "detection", "segmentation", "regression", "embedding", "restoration", "anomaly", "custom", "none"
+]
+"""The keys of `edgekit.tasks.TASKS`."""
 
 
 class _Value(BaseModel):
@@ -66,7 +74,7 @@ class Card(_Value):
     description: str = ""
     source: str
     licence: str
-    task: Literal["classification", "none"] = "classification"
+    task: Task = "classification"
     classes: tuple[str, ...] = ()
     preprocess: PreprocessSettings = PreprocessSettings()
     files: dict[str, str] = Field(min_length=1)
@@ -97,6 +105,8 @@ def load_data(
     splits: Mapping[str, str] | None = None,
     classes: Sequence[str] | None = None,
     images: Mapping[str, object] | None = None,
+    decode: str | None = None,
+    metrics: Mapping[str, str] | None = None,
 ) -> DataSet:
     """Load a data set, check every sample, and derive the splits that are missing.
 
@@ -105,11 +115,13 @@ def load_data(
             file (`x` and `y`, or `<split>_x` and `<split>_y`), or `module.py:function`. For a network with several
             inputs `x` is one array each: `x.input_ids`, `x.attention_mask`, or a dict from a function.
         base: what a relative source is relative to.
-        task: "classification", or "none" for data without class labels; None takes it from the source.
+        task: one of `edgekit.tasks.TASKS`, "none" for data without labels; None takes it from the source.
         preprocess: values that replace the source's own: `scale`, `offset`, `layout`, `to`.
         splits: edgekit's split name -> the source's own name, such as `{"test": "val"}`.
         classes: class names, in the order of the labels.
         images: `size` `[H, W]` and `channels` (1 or 3) that a folder of images is brought to.
+        decode: `module.py:function` that makes of a network's list of outputs what the task's metrics take.
+        metrics: name -> `module.py:function` that gets the outputs and the labels, and gives a number or one a sample.
 
     Raises:
         UsageError: the source is missing, damaged, empty, not finite, or its labels don't fit.
@@ -128,9 +140,10 @@ def load_data(
     )
     if not found.splits:
         raise UsageError(f"Data {found.name!r} holds no samples at all.")
-    labelled, count = found.task == "classification", len(found.classes)
+    if found.task not in TASKS:
+        raise UsageError(f"Data {found.name!r}: {unknown('task', found.task, TASKS)}")
     checked = {
-        name: check_split(found.name, name, raw, found.preprocess, labelled=labelled, classes=count)
+        name: check_split(found.name, name, raw, found.preprocess, task=found.task, classes=len(found.classes))
         for name, raw in found.splits.items()
     }
     whole, notes = complete(found.name, checked)
@@ -143,7 +156,16 @@ def load_data(
         card=found.card,
         notes=(*found.notes, *notes),
         sha256=samples_digest(checked),
+        decode=_function(decode, base) if decode else None,
+        metrics={name: _function(source, base) for name, source in (metrics or {}).items()},
     )
+
+
+def _function(source: str, base: Path) -> Callable[..., Any]:
+    if not is_function(source):
+        raise UsageError(f"{source!r} is no function. Write `file.py:function`, relative to the recipe's folder.")
+    file, _, function = source.rpartition(":")
+    return function_of(base / file, function)
 
 
 def _settings(model: type[ModelT], given: Mapping[str, object] | None, what: str) -> ModelT:
@@ -324,7 +346,10 @@ def _from_function(source: str, base: Path) -> _Found:
     file, _, function = source.rpartition(":")
     result = call_function(base / file, function)
     if isinstance(result, DataSet):
-        raw = {name: Raw(s.inputs, s.labels, s.ids, s.slices) for name, s in result.splits.items()}
+        raw = {
+            name: Raw(s.inputs, s.labels if s.truth is None else s.truth, s.ids, s.slices)
+            for name, s in result.splits.items()
+        }
         first = next(iter(result.splits.values()), None)
         return _Found(
             name=result.name,

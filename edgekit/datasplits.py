@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from edgekit.data import NO_LABEL, Array, Inputs, Preprocess, Split
 from edgekit.errors import UsageError
+from edgekit.scoring import check_truth
 
 HELD_OUT = 0.2
 """Share of a data set with one split that is held out as `test`."""
@@ -28,7 +29,7 @@ class Raw(NamedTuple):
     slices: Mapping[str, Array] = {}
 
 
-def check_split(data: str, name: str, raw: Raw, preprocess: Preprocess, *, labelled: bool, classes: int) -> Split:
+def check_split(data: str, name: str, raw: Raw, preprocess: Preprocess, *, task: str, classes: int) -> Split:
     """One split, with every sample and label looked at."""
     inputs, y, ids, slices = raw
     where = f"Data {data!r}, split {name!r}"
@@ -45,11 +46,13 @@ def check_split(data: str, name: str, raw: Raw, preprocess: Preprocess, *, label
         count = len(inputs)
     if ids is not None and (len(ids) != count or len(set(ids)) != len(ids)):
         raise UsageError(f"{where}: {count} samples need as many different ids, got {len(set(ids))}.")
-    labels = None
-    if labelled and y is not None:
+    labels = truth = None
+    if task == "classification" and y is not None:
         labels = _check_labels(where, y, count, classes, missing=name == "train")
+    elif task != "none" and y is not None:
+        truth = check_truth(where, task, y, count)
     columns = {column: _column(where, column, values, count) for column, values in slices.items()}
-    return Split(name, inputs, labels, ids or tuple(f"{name}/{i}" for i in range(count)), preprocess, columns)
+    return Split(name, inputs, labels, ids or tuple(f"{name}/{i}" for i in range(count)), preprocess, columns, truth)
 
 
 def _column(where: str, column: str, values: Array, count: int) -> npt.NDArray[np.str_]:
@@ -170,4 +173,7 @@ def samples_digest(splits: Mapping[str, Split]) -> str:
             total.update(np.ascontiguousarray(array).data)
         if split.labels is not None:
             total.update(split.labels.data)
+        if split.truth is not None:
+            total.update(f"{name} truth {split.truth.dtype.str} {split.truth.shape}".encode())
+            total.update(np.ascontiguousarray(split.truth).data)
     return total.hexdigest()

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from edgekit.clauses import Clause, Placed, check, read_limit
+from edgekit.clauses import UNITS, Clause, Placed, check, read_limit
 from edgekit.errors import DeviceError, ExitCode, UsageError, worst
 from edgekit.observed import Evidence, gap_unit
 from edgekit.report.quantities import show, show_interval, show_worse
@@ -212,7 +212,8 @@ class _One:
         )
 
     def _known_limit(self) -> float | None:
-        return self._limit("").bound if self.clause.unit or self.kind == "max_ratio" else None
+        known = self.clause.unit or self.clause.name in UNITS or self.kind == "max_ratio"
+        return self._limit("").bound if known else None
 
 
 def samples_needed(seen: Observed, bound: float) -> int | None:

@@ -1,6 +1,7 @@
 """Classification metrics with intervals, and how far two outputs are apart. numpy only.
 
-Outputs are `[N, classes]` logits; a model that ends in a softmax gives probabilities, and the caller says so
+Metrics of other tasks come from `edgekit.scoring` and `edgekit.scores`, and are compared here too. Outputs are
+`[N, classes]` logits; a model that ends in a softmax gives probabilities, and the caller says so
 (`probabilities=True`): nothing here guesses.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import numpy as np
@@ -18,7 +19,9 @@ from edgekit.confidence import calibration_error, calibration_interval, first_co
 from edgekit.errors import UsageError
 from edgekit.report.predictions import Predictions
 from edgekit.report.report import ClassMetrics
-from edgekit.report.values import IDENTICAL_DB, Interval, Metrics, finite
+from edgekit.report.values import IDENTICAL_DB, Interval, Metrics, Observed, Score, finite
+from edgekit.scores import Evidence, interval_of, paired_of
+from edgekit.tasks import METRICS
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
@@ -31,13 +34,19 @@ TOP_K = 5
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Outputs scored against labels: `top` `[N, k]`, `loss` and `confidence` `[N]` go to the predictions file."""
+    """Outputs scored against labels: `top` `[N, k]`, `loss` and `confidence` `[N]` go to the predictions file.
+
+    So does `evidence`, see `edgekit.scores`. `user` holds the user's own metrics; `notes` say what could not be scored.
+    """
 
     metrics: Metrics
     per_class: tuple[ClassMetrics, ...]
     top: npt.NDArray[np.int32]
     loss: npt.NDArray[np.float32] | None
-    confidence: npt.NDArray[np.float32]
+    confidence: npt.NDArray[np.float32] | None
+    evidence: Evidence = field(default_factory=dict)
+    user: Mapping[str, Observed] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def predictions(
         self,
@@ -51,8 +60,9 @@ class Evaluation:
         """What the predictions file holds."""
         kept = None if labels is None else np.asarray(labels, np.int64)
         return Predictions(
-            tuple(ids), kept, self.top, self.loss, data_sha256, split, self.confidence, dict(slices or {})
-        )
+            tuple(ids), kept, self.top, self.loss, data_sha256, split, self.confidence, dict(slices or {}),
+            self.evidence,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,8 @@ def evaluate(
     intervals["calibration_error"] = calibration_interval(sure, right, seed=seed)
     if math.isfinite(mean_loss):
         intervals["loss"] = mean_interval(loss)
+    five = {"top5": in_top(top, labels)} if scores.shape[1] > TOP_K else {}
+    top5 = score("top5", five, len(labels)) if five else None
     metrics = Metrics(
         accuracy=wilson(int(right.sum()), len(labels)),
         precision=precision,
@@ -100,8 +112,42 @@ def evaluate(
         loss=finite(mean_loss),
         calibration_error=calibration_error(sure, right),
         intervals=intervals,
+        scores={"top5": top5} if top5 is not None else {},
     )
     return Evaluation(metrics, per_class(counts, classes), top, loss, sure)
+
+
+def score(metric: str, evidence: Evidence, n: int, value: float | None = None) -> Score | None:
+    """A metric of `edgekit.tasks` with its 95 % interval; None where it is undefined.
+
+    `value` is what a library found; it holds, and the interval is that of the resampled evidence.
+    """
+    facts = METRICS[metric]
+    if facts.each and metric in evidence:
+        n = int(np.isfinite(evidence[metric]).sum())
+        seen, low, high = _mean_of_samples(metric, np.asarray(evidence[metric], np.float64))
+    else:
+        seen, low, high = interval_of(metric, evidence, n)
+    seen = seen if value is None else value
+    if not all(map(math.isfinite, (seen, low, high))):
+        return None
+    return Score(value=seen, low=min(low, seen), high=max(high, seen), n=n, unit=facts.unit, lower=facts.lower)
+
+
+def _mean_of_samples(metric: str, values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    """Of a share of samples that are hits Wilson's interval, of any other mean the normal one; NaN has no value."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return math.nan, math.nan, math.nan
+    if METRICS[metric].hits:
+        seen = wilson(int(values.sum()), len(values))
+        return seen.value, seen.low, seen.high
+    return float(values.mean()), *mean_interval(values)
+
+
+def in_top(top: Ints, labels: Ints, k: int = TOP_K) -> npt.NDArray[np.float64]:
+    """1 where the label is among the first `k` choices, else 0, `[N]`."""
+    return np.asarray((top[:, :k] == labels[:, None]).any(axis=1), np.float64)
 
 
 def top_k(scores: Floats, k: int) -> npt.NDArray[np.int32]:
@@ -264,11 +310,13 @@ def paired_difference(
 ) -> Difference:
     """Metric of `a` minus metric of `b` on the same samples.
 
-    Metrics are `accuracy`, `loss`, `precision`, `recall`, `f1` and `calibration_error`.
+    Metrics are `accuracy`, `loss`, `precision`, `recall`, `f1`, `calibration_error` and those of `edgekit.tasks`.
 
     Raises:
         UsageError: they are not predictions of the same labelled samples.
     """
+    if metric in METRICS and a.same_samples(b):
+        return _paired_score(metric, a, b, confidence, seed)
     if a.labels is None or not a.same_samples(b):
         raise UsageError("A paired difference needs two predictions of the same labelled samples.")
     if metric == "accuracy":
@@ -284,6 +332,32 @@ def paired_difference(
         first, second = (a.confidence, a.correct()), (b.confidence, b.correct())
         return Difference(*paired_calibration(first, second, confidence, seed=seed), n=len(a))
     return _bootstrap_difference(_MACRO.index(metric), a, b, confidence, seed)
+
+
+def _paired_score(metric: str, a: Predictions, b: Predictions, confidence: float, seed: int) -> Difference:
+    """Newcombe's interval for shares of hits, the normal one for other means of samples, else a paired bootstrap."""
+    first, second = _evidence(metric, a), _evidence(metric, b)
+    if not METRICS[metric].each:
+        return Difference(*paired_of(metric, first, second, len(a), confidence, seed=seed), n=len(a))
+    if missing := [metric for seen in (first, second) if metric not in seen]:
+        raise UsageError(f"{missing[0]} was not kept of the samples: run the recipe again.")
+    one, two = (np.asarray(seen[metric], np.float64) for seen in (first, second))
+    known = np.isfinite(one) & np.isfinite(two)
+    one, two = one[known], two[known]
+    if not len(one):
+        raise UsageError(f"{metric} is undefined for every sample.")
+    if METRICS[metric].hits:
+        return paired_accuracy(one > 0, two > 0, confidence)
+    gap = one - two
+    return Difference(float(gap.mean()), *mean_interval(gap, confidence), n=len(gap))
+
+
+def _evidence(metric: str, seen: Predictions) -> Evidence:
+    if metric != "top5":
+        return seen.evidence
+    if seen.labels is None or seen.top.shape[1] < TOP_K:
+        raise UsageError("A top-5 accuracy needs labels, and five classes or more.")
+    return {"top5": in_top(seen.top, seen.labels)}
 
 
 _MACRO = ("precision", "recall", "f1")

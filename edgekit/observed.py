@@ -25,6 +25,7 @@ from edgekit.report.values import Interval, Observed
 from edgekit.rivals import AbsentError, Loader, Rival, Rivals
 from edgekit.robust.statistics import paired_mean
 from edgekit.slices import Worst, worst_class, worst_class_drop, worst_slice, worst_slice_drop
+from edgekit.tasks import LEAST, METRICS
 
 T = TypeVar("T")
 Samples = Callable[[str], npt.NDArray[np.float64] | None]
@@ -102,6 +103,8 @@ class Evidence:
             return Observed(value=share.value, low=again.low, high=again.high, n=share.n, unit=unit)
         if name in _MACRO:
             return _averaged(clause, result)
+        if name in METRICS:
+            return _scored(clause, result)
         if name in ("worst_class", "worst_slice"):
             seen = _loaded(result, load)
             if name == "worst_class":
@@ -229,7 +232,10 @@ class Evidence:
         if name.startswith("robustness."):
             return self._less_robust(clause, shipped, rival)
         mine, theirs = _loaded(shipped, self.predictions), _loaded(rival.result, rival.load)
-        self._check_same(mine, theirs, shipped.role, rival)
+        if name in METRICS and name != "top5":
+            self._check_kept(mine, theirs, shipped.role, rival)
+        else:
+            self._check_same(mine, theirs, shipped.role, rival)
         if name in ("worst_class", "worst_slice"):
             if name == "worst_class":
                 found = worst_class_drop(theirs, mine, self._classes(), confidence=clause.confidence)
@@ -240,11 +246,16 @@ class Evidence:
         gap = paired_difference(name, worse, better, confidence=clause.confidence)
         if not math.isfinite(gap.value):
             raise AbsentError(f"{name}: that of some samples is not finite", damaged=True)
+        if name in METRICS:
+            _enough(name, gap.n)
         return Observed(value=gap.value, low=gap.low, high=gap.high, n=gap.n, unit=unit)
 
     def _check_same(self, mine: Predictions, theirs: Predictions, role: str, rival: Rival) -> None:
         if mine.labels is None:
             raise AbsentError("the samples have no labels")
+        self._check_kept(mine, theirs, role, rival)
+
+    def _check_kept(self, mine: Predictions, theirs: Predictions, role: str, rival: Rival) -> None:
         if not mine.same_samples(theirs):
             raise AbsentError(f"{role} and {rival.name} were not scored on the same samples")
 
@@ -333,6 +344,25 @@ def _averaged(clause: Clause, result: Result) -> Observed:
     low, high = _widened(value, (min(ends[0], value), max(ends[1], value)), clause.confidence)
     n = metrics.accuracy.n if metrics.accuracy else 0
     return Observed(value=value, low=low, high=high, n=n, unit=clause.unit)
+
+
+def _enough(metric: str, n: int) -> None:
+    """Raise where the interval of a task's metric says nothing for want of samples."""
+    if n < LEAST and not METRICS[metric].hits:
+        raise AbsentError(f"{metric} of {n} samples has no interval to judge by: it needs {LEAST}")
+
+
+def _scored(clause: Clause, result: Result) -> Observed:
+    """A metric of a task, from what is stored, at the clause's confidence."""
+    kept = result.metrics.scores.get(clause.name) if result.metrics else None
+    if kept is None and result.status != "failed" and result.notes:
+        raise AbsentError(f"{clause.name} of {result.key} was not measured ({'; '.join(result.notes)})")
+    seen = _present(kept, clause.name, result)
+    _enough(clause.name, seen.n)
+    low, high = _widened(seen.value, (seen.low, seen.high), clause.confidence)
+    if clause.unit == "share":
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Observed(value=seen.value, low=low, high=high, n=seen.n, unit=clause.unit)
 
 
 def _of_worst(found: Worst, unit: str) -> Observed:

@@ -165,6 +165,7 @@ class Run:
             job = cls.loaded(recipe, Workspace(folder), progress=progress)
             if judged:
                 _ = job.oracle.outputs  # computed here, so that its time is not counted as the first stage's
+                _ = job.oracle.evaluation  # what cannot be scored is refused here
             conditions = _conditions(recipe, job.oracle) if judged else None
         space = Workspace.open(folder, resume=resume)
         return replace(
@@ -383,6 +384,8 @@ def _data(recipe: Recipe) -> DataSet:
         splits=settings.splits,
         classes=settings.classes,
         images=settings.images.model_dump(exclude_none=True) if settings.images else None,
+        decode=settings.decode,
+        metrics=settings.metrics,
     )
 
 

@@ -76,7 +76,9 @@ class Profiler:
         key = f"{self.device.name} {model_digest(bundle)}"
         if key not in self.known:
             self.known[key] = self._answers(bundle)
-        return result.model_copy(update={**self.known[key], "measured_on": self.device.name})
+        known = self.known[key]
+        notes = (*result.notes, *known.get("notes", ()))
+        return result.model_copy(update={**known, "notes": notes, "measured_on": self.device.name})
 
     def outputs(self, bundle: Bundle, inputs: Path, on_done: Callable[[int], None]) -> list[Any]:
         """What a bundle answers on the device, an array an output; `on_done` gets how many samples more are done."""
@@ -113,8 +115,10 @@ class Profiler:
                 path,
             )  # fmt: skip
             found |= {
-                "metrics": seen.metrics if split.labels is not None else None,
+                "metrics": seen.metrics if self.oracle.scored else None,
                 "per_class": seen.per_class,
+                "user": dict(seen.user),
+                "notes": seen.notes,
                 "predictions_file": self.space.relative(path),
             }
         return found

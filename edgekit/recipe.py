@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from edgekit.backends import BACKENDS
 from edgekit.clauses import Clause, check_all
-from edgekit.datasource import ImageSettings, PreprocessSettings
+from edgekit.datasource import ImageSettings, PreprocessSettings, Task
 from edgekit.devices import device_names
 from edgekit.errors import UsageError
 from edgekit.extras import unknown
@@ -58,11 +58,13 @@ class DataSettings(_Value):
     """The samples: see `edgekit.load_data`."""
 
     source: str = Field(min_length=1, examples=["the path of a folder or an .npz file"])
-    task: Literal["classification", "none"] | None = None
+    task: Task | None = None
     preprocess: PreprocessSettings | None = None
     splits: dict[str, str] | None = None
     classes: tuple[str, ...] | None = None
     images: ImageSettings | None = None
+    decode: str | None = None
+    metrics: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], str] | None = None
 
 
 def _named(value: object) -> object:
@@ -217,6 +219,12 @@ def _check_model(document: Document, model: ModelSettings) -> None:
 
 
 def _check_data(document: Document, data: DataSettings) -> None:
+    for name, source in {"decode": data.decode, **(data.metrics or {})}.items():
+        place = ("data", name) if name == "decode" else ("data", "metrics", name)
+        if source is not None and not is_function(source):
+            raise document.error(place, f"must be `file.py:function`, got {source!r}.")
+        if source is not None and not (document.path.parent / source.rpartition(":")[0]).is_file():
+            raise document.error(place, f"no such file: {document.path.parent / source.rpartition(':')[0]}.")
     file = data.source.rpartition(":")[0] if is_function(data.source) else data.source
     if not (document.path.parent / file).exists():
         raise document.error(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,9 @@ def call_function(file: Path, function: str) -> Any:
     Raises:
         UsageError: no such file or function, or one of them raises.
     """
-    if not file.is_file():
-        raise UsageError(f"{file}: no such file. Give `module.py:function`, relative to the recipe's folder.")
+    _check_file(file)
     with _importable(file.parent.resolve()):
-        python = _import_file(file)
-        maker = getattr(python, function, None)
-        if not callable(maker):
-            known = sorted(n for n, v in vars(python).items() if callable(v) and not n.startswith("_"))
-            seen = f"has no function {function!r}" if maker is None else f"has a {function!r} that is not a function"
-            raise UsageError(f"{file} {seen}. It defines: {', '.join(known) or 'no function at all'}.")
+        maker = _found(file, function)
         try:
             return maker()
         except EdgekitError:
@@ -46,6 +40,44 @@ def call_function(file: Path, function: str) -> Any:
             raise UsageError(
                 f"{file}:{function}() raised {type(error).__name__}: {error}. It must work without arguments."
             ) from error
+
+
+def function_of(file: Path, function: str) -> Callable[..., Any]:
+    """Import `file`, and return its `function` to be called with arguments, as often as needed.
+
+    Raises:
+        UsageError: no such file or function; and whatever the function raises is one, when it is called.
+    """
+    _check_file(file)
+    with _importable(file.parent.resolve()):
+        made = _found(file, function)
+
+    def call(*given: Any) -> Any:
+        with _importable(file.parent.resolve()):
+            try:
+                return made(*given)
+            except EdgekitError:
+                raise
+            except (Exception, SystemExit) as error:
+                raise UsageError(f"{file}:{function} raised {type(error).__name__}: {error}.") from error
+
+    return call
+
+
+def _check_file(file: Path) -> None:
+    if not file.is_file():
+        raise UsageError(f"{file}: no such file. Give `module.py:function`, relative to the recipe's folder.")
+
+
+def _found(file: Path, function: str) -> Callable[..., Any]:
+    python = _import_file(file)
+    maker = getattr(python, function, None)
+    if not callable(maker):
+        known = sorted(n for n, v in vars(python).items() if callable(v) and not n.startswith("_"))
+        seen = f"has no function {function!r}" if maker is None else f"has a {function!r} that is not a function"
+        raise UsageError(f"{file} {seen}. It defines: {', '.join(known) or 'no function at all'}.")
+    found: Callable[..., Any] = maker
+    return found
 
 
 def _import_file(file: Path) -> Any:

@@ -13,9 +13,11 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "edgekit"
 
 LAYERS = [
-    {"errors", "extras", "launched", "licences", "plain", "registry", "units", "usercode", "yamlfile"},
+    {"errors", "extras", "launched", "licences", "plain", "registry", "tasks", "units", "usercode",
+     "yamlfile"},
     {"bundle", "clauses", "confidence", "context", "data", "datasource", "datasplits", "graph", "imagefolder",
-     "metrics", "model", "percentiles", "prune", "pt2", "quant", "report", "rivals", "robust", "sealed", "signing",
+     "metrics", "model", "percentiles", "prune", "pt2", "quant", "report", "rivals", "robust", "scores", "scoring",
+     "sealed", "signing",
      "slices", "sources", "stores", "target", "train", "validity"},
     {"backends", "devices", "recipe", "stages", "testing"},
     {"advice", "assess", "baseline", "building", "calibrating", "checking", "compare", "conditions", "doctor",
@@ -28,7 +30,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = (
     "accelerate", "ai_edge_litert", "asyncssh", "cryptography", "cyclonedx", "jax", "litert_torch", "nncf", "onnx",
     "onnxruntime", "onnxscript", "openvino", "pandas", "PIL", "scipy", "tensorrt", "tensorrt_rtx", "torch",
-    "torch_pruning", "transformers", "ai_edge_quantizer",
+    "torch_pruning", "transformers", "ai_edge_quantizer", "gymnasium", "pycocotools", "skimage", "sklearn",
 )  # fmt: skip
 
 

@@ -148,7 +148,7 @@ def test_a_target_of_ones_own(folder, repo_root):
         ("[batch, 1,", "[batch, -1,", "recipe.yaml:3: model.inputs.image.shape[1]: must be more than 0, got -1."),
         ("dtype: float32", "dtype: f32", "recipe.yaml:3: model.inputs.image.dtype: must be one of 'float32', "),
         ("backends: [tensorrt]", "backends: tensorrt", "recipe.yaml:12: targets[2].backends: must be a list"),
-        ("task: classification", "task: 5", "recipe.yaml:4: data.task: must be one of 'classification' or 'none'"),
+        ("task: classification", "task: 5", "recipe.yaml:4: data.task: must be one of 'classification', 'detection', "),
         ("data: {source: data, task: classification}", "data: 5", "recipe.yaml:4: data: must be a mapping of settings"),
         # what is missing
         ("version: 1\n", "", "recipe.yaml:1: version: is missing."),

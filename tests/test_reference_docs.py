@@ -48,6 +48,7 @@ REPORT = {
     "Result": report.Result,
     "Device": report.DeviceInfo,
     "Metrics": values.Metrics,
+    "Score": values.Score,
     "Class": report.ClassMetrics,
     "Robustness": robust.Robustness,
     "Condition": robust.Condition,

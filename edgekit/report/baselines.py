@@ -387,7 +387,7 @@ def _metrics(entry: Entry) -> Metrics | None:
     return Metrics(
         accuracy=Interval(**entry.accuracy.model_dump()) if entry.accuracy else None,
         intervals={name: (seen.low, seen.high) for name, seen in entry.metrics.items()},
-        **{name: seen.value for name, seen in entry.metrics.items()},
+        **{str(name): seen.value for name, seen in entry.metrics.items()},  # type: ignore[arg-type]
     )
 
 

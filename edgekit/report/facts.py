@@ -159,6 +159,10 @@ def _metrics(result: Result) -> Iterator[Metric]:
             if value is not None:
                 low, high = result.metrics.intervals.get(name, (value, value))
                 yield Metric(name.replace("_", " "), Bounds(value=value, low=low, high=high), unit)
+        for name, score in result.metrics.scores.items():
+            yield Metric(name.replace("_", " "), score, score.unit)
+    for name, own in result.user.items():
+        yield Metric(name, own, own.unit)
     if result.robustness:
         if result.robustness.mean:
             yield Metric("accuracy on corrupted samples", result.robustness.mean, "share")

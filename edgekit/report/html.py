@@ -53,6 +53,7 @@ def render(report: Report, folder: Path | None = None, *, samples: Samples | Non
         section("Latency over time", _courses(report, samples), "Medians of stretches, with the device's state."),
         section("Stages", _stages(report)),
         section("Sensitivity of layers", layers.sensitivity(report), layers.NOTE),
+        section("Metrics of the task", tables.scores(report), tables.SCORES_NOTE),
         section("Classes before and after", tables.classes(report), tables.CLASSES_NOTE),
         section("Robustness", robust_table.tables(report), robust_table.NOTE),
         section("What runs in int8", _placement(report)),

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from edgekit.errors import UsageError
 from edgekit.report.report import write_bytes
+from edgekit.scores import check_evidence
 
 _DAMAGE = (
     OSError, ValueError, EOFError, KeyError, TypeError, OverflowError, MemoryError, RuntimeError, SyntaxError,
@@ -24,8 +25,8 @@ _DAMAGE = (
 MAX_BYTES = 4 * 2**30
 """Arrays that unpack to more are refused."""
 MOST_CLASSES = 2**31 - 1
-_SLICE = "slice."
-"""Before the name of a column, in the names of arrays."""
+_SLICE, _EVIDENCE = "slice.", "evidence."
+"""Before the names of columns and of evidence, in the names of arrays."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Predictions:
 
     `data_sha256` and `split` say what was predicted: only predictions on the same samples can be paired.
     `confidence` `[N]` is the probability of the first choice (None in files of earlier versions), `slices` column ->
-    text of each sample `[N]`.
+    text of each sample `[N]`. `top` is `[N, 0]` for a task without classes; `evidence` is what its metrics are computed
+    from, see `edgekit.scores`.
     """
 
     ids: tuple[str, ...]
@@ -45,6 +47,7 @@ class Predictions:
     split: str
     confidence: npt.NDArray[np.float32] | None = None
     slices: Mapping[str, npt.NDArray[np.str_]] = field(default_factory=dict)
+    evidence: Mapping[str, npt.NDArray[np.floating]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -76,6 +79,7 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     if predictions.confidence is not None:
         arrays["confidence"] = predictions.confidence.astype(np.float32)
     arrays |= {f"{_SLICE}{name}": np.asarray(values, np.str_) for name, values in predictions.slices.items()}
+    arrays |= {f"{_EVIDENCE}{name}": np.asarray(values, np.float64) for name, values in predictions.evidence.items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_bytes(path, buffer.getvalue())
@@ -101,6 +105,7 @@ def read_predictions(path: Path) -> Predictions:
                 split=str(file["split"]),
                 confidence=file.get("confidence"),
                 slices={n.removeprefix(_SLICE): file[n] for n in file.files if n.startswith(_SLICE)},
+                evidence={n.removeprefix(_EVIDENCE): file[n] for n in file.files if n.startswith(_EVIDENCE)},
             )
         _check(found)
     except _DAMAGE as error:
@@ -111,7 +116,8 @@ def read_predictions(path: Path) -> Predictions:
 def _check(seen: Predictions) -> None:
     """Raise `ValueError` for arrays that are not as `Predictions` has them."""
     n = len(seen)
-    if seen.top.ndim != 2 or seen.top.shape[0] != n or not seen.top.size or seen.top.dtype.kind != "i":
+    classless = seen.top.ndim == 2 and not seen.top.shape[1] and seen.labels is None and n > 0
+    if seen.top.ndim != 2 or seen.top.shape[0] != n or not (seen.top.size or classless) or seen.top.dtype.kind != "i":
         raise ValueError(f"`top` is {seen.top.dtype} {list(seen.top.shape)} for {n} samples")
     columns: dict[str, tuple[npt.NDArray[np.generic] | None, str]] = {
         "labels": (seen.labels, "i"), "loss": (seen.loss, "f"), "confidence": (seen.confidence, "f"),
@@ -122,8 +128,10 @@ def _check(seen: Predictions) -> None:
             raise ValueError(f"`{name}` is {values.dtype} {list(values.shape)} for {n} samples")
     if seen.labels is not None and not 0 <= int(seen.labels.min()) <= int(seen.labels.max()) < MOST_CLASSES:
         raise ValueError(f"a label is not within 0 and {MOST_CLASSES - 1:,}")
-    if int(seen.top.max()) >= MOST_CLASSES or int(seen.top.min()) < -1:
+    if int(seen.top.max(initial=-1)) >= MOST_CLASSES or int(seen.top.min(initial=-1)) < -1:
         raise ValueError(f"a choice is not within -1 and {MOST_CLASSES - 1:,}")
+    for name, values in seen.evidence.items():
+        check_evidence(name, values, n)
     sure = seen.confidence
     if sure is not None and not bool(((sure >= 0) & (sure <= 1)).all()):
         raise ValueError("a confidence is not within 0 and 1")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from edgekit.report import words
 from edgekit.report.markup import Content, Markup, el, join
 from edgekit.report.quantities import NOTHING, show, show_count, show_interval, show_seconds
 from edgekit.report.report import ClassMetrics, Report, Result
-from edgekit.report.values import Bounds, Metrics
+from edgekit.report.values import Bounds, Metrics, Observed, Score
 
 RESULTS_NOTE = (
     "Highlighted rows ship. The change is in accuracy against the reference; P, R and F1 are macro averages of "
@@ -19,6 +19,7 @@ CLASSES_NOTE = (
     "Each class against the rest: the reference bundle before, the bundle that ships after. The circle is F1 before, "
     "the diamond F1 after."
 )
+SCORES_NOTE = "Each with its 95 % interval, on the device or else on the host; an arrow says which way is better."
 MOST_CLASSES = 40
 _STATES = {"measured": "pass", "built": "plain", "emitted": "plain", "failed": "fail"}
 
@@ -114,6 +115,30 @@ def _result(report: Report, result: Result, columns: int) -> Markup:
     busy = f"absolute times don't count: {result.absolute_invalid}" if result.absolute_invalid else ""
     status = el("td", state, where, invalid, el("small", busy) if busy else None, class_="t")
     return el("tr", name, status, [el("td", cell) for cell in cells], class_="ships" if result.ships else None)
+
+
+def scores(report: Report) -> Markup | None:
+    """The metrics of the task, and the user's own, of the model as it came and of every bundle."""
+    seen: list[tuple[str, Mapping[str, Score], Mapping[str, Observed]]] = []
+    seen.append(("as it came", report.source.metrics.scores if report.source.metrics else {}, {}))
+    for result in (r for r in report.results if r.metrics or r.user):
+        name = f"{result.role} {result.precision}, {words.backend(result.backend)} on {result.target}"
+        seen.append((name, result.metrics.scores if result.metrics else {}, result.user))
+    kinds = {name: score for _, found, _ in seen for name, score in found.items()}
+    own = list(dict.fromkeys(name for _, _, user in seen for name in user))
+    if not kinds and not own:
+        return None
+    head = ("Model", *(f"{name.replace('_', ' ')} {'↓' if s.lower else '↑'}" for name, s in kinds.items()), *own)
+    rows = [
+        el(
+            "tr",
+            el("th", name, scope="row"),
+            [el("td", _with_interval(found.get(kind), score.unit)) for kind, score in kinds.items()],
+            [el("td", _with_interval(user.get(one), user[one].unit if one in user else "")) for one in own],
+        )
+        for name, found, user in seen
+    ]
+    return table("Metrics of the task", head, rows, class_="sticky")
 
 
 def _energy(result: Result) -> Content:

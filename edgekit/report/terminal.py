@@ -68,6 +68,8 @@ def _heading(report: Report) -> Text:
     facts = [show(source.size_bytes, "bytes")]
     facts += [f"{show_count(source.macs)} MACs"] if source.macs else []
     facts += [f"accuracy {words.accuracy(accuracy)}"] if accuracy else []
+    told = None if accuracy else words.main_score(report)
+    facts += [f"{told} {words.score(source.metrics, told)}"] if told else []
     return Text.assemble((printable(source.name), "bold"), f" as it came: {', '.join(facts)}")
 
 
@@ -83,9 +85,11 @@ def _target(report: Report, target: str) -> Table:
     table.add_column("bundle")  # the one that may wrap where the terminal is narrow
     timed = any(r.latency_s for r in same)
     scored = any(r.accuracy for r in same)
+    told = None if scored else words.main_score(report)
     heads = [
         "size",
         *(["accuracy %", "diff pp"] if scored else []),
+        *([told] if told else []),
         *(["p50", "time/ref", "time/float"] if timed else []),
     ]
     for head in [*heads, "int8"]:
@@ -95,16 +99,18 @@ def _target(report: Report, target: str) -> Table:
     for backend in dict.fromkeys(r.backend for r in same):
         table.add_row("", Text(words.backend(backend), style="cyan"))
         for result in (r for r in same if r.backend == backend):
-            table.add_row(*_row(report, result, scored, timed), style="bold" if result.ships else None)
+            table.add_row(*_row(report, result, scored, timed, told), style="bold" if result.ships else None)
     return table
 
 
-def _row(report: Report, result: Result, scored: bool, timed: bool) -> list[str]:
+def _row(report: Report, result: Result, scored: bool, timed: bool, told: str | None) -> list[str]:
     size = show(result.size_bytes, "bytes")
     cells = ["*" if result.ships else "", f"{result.role} {result.precision}", size]
     if scored:
         change = words.points(report, result)
         cells += [_accuracy(result), "" if change is None else f"{100 * change:+.2f}"]
+    if told:
+        cells.append(words.score(result.metrics, told))
     if timed:
         cells += [words.percentile(result, "p50"), _ratio(result, "reference"), _ratio(result, "float")]
     cells.append(words.nodes(result) if result.role == "quantized" else "")

@@ -101,11 +101,24 @@ class Observed(Interval):
     left_out: str = ""
 
 
+class Score(Interval):
+    """A metric of `edgekit.tasks` with its 95 % interval, in `unit`; `lower` says that less is better."""
+
+    unit: str = ""
+    lower: bool = False
+
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if self.unit == "share":
+            _share(self)
+        return self
+
+
 class Metrics(Value):
     """The task's metrics on one split; precision, recall and F1 are macro averages.
 
     `calibration_error` is the expected calibration error: see `edgekit.calibration`.
-    `intervals` holds the 95 % intervals `(low, high)` of those that are plain numbers.
+    `intervals` holds the 95 % intervals `(low, high)` of those that are plain numbers, `scores` what else the task has.
     """
 
     accuracy: ShareInterval | None = None
@@ -115,6 +128,7 @@ class Metrics(Value):
     loss: Number = None
     calibration_error: Share = None
     intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    scores: dict[str, Score] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgekit.errors import ExitCode
-from edgekit.report.quantities import NOTHING, show, show_seconds
+from edgekit.report.quantities import NOTHING, show, show_interval, show_seconds
 from edgekit.report.report import Paired, Report, Result
-from edgekit.report.values import Interval
+from edgekit.report.values import Interval, Metrics
 from edgekit.report.verdicts import Judgement, Verdict
 
 BACKENDS = {
@@ -135,6 +135,22 @@ def points(report: Report, result: Result) -> float | None:
 def source_accuracy(report: Report) -> Interval | None:
     """The accuracy of the model as it came."""
     return report.source.metrics.accuracy if report.source.metrics else None
+
+
+def main_score(report: Report) -> str | None:
+    """The metric that the task is told by: the first of `edgekit.tasks.TASKS` that was computed."""
+    found = report.source.metrics.scores if report.source.metrics else {}
+    return next(iter(found), None)
+
+
+def score(metrics: Metrics | None, name: str) -> str:
+    """`41.30 % ± 1.20`: a metric of the task with half its interval."""
+    seen = metrics.scores.get(name) if metrics else None
+    if seen is None:
+        return NOTHING
+    shown = show_interval(seen, seen.unit)
+    scale = 100 if seen.unit == "share" else 1
+    return f"{shown.partition(' [')[0]} ± {scale * (seen.high - seen.low) / 2:.3g}"
 
 
 def signed_points(value: float | None) -> str:
