@@ -101,10 +101,14 @@ def judged(student: nn.Module, teacher: nn.Module, held_out: Samples, settings: 
 @contextmanager
 def _reproducible(seed: int) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # What is written before it is read need not be filled first: that takes 5 to 8 % of a step of ResNet-20.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         try:
             yield
         finally:
+            torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
