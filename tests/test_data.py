@@ -365,6 +365,25 @@ def test_an_npz_with_members_that_are_no_arrays_is_refused(tmp_path):
     assert "is damaged: x in it is no array" in refused(tmp_path / "a.npz")
 
 
+def test_labels_of_the_training_part_may_be_missing(tmp_path):
+    x, y = np.random.default_rng(0).random((40, 4)), np.arange(40) % 4
+    some = np.where(np.arange(40) % 3 == 0, y, -1)
+    np.savez(tmp_path / "mixed.npz", train_x=x, train_y=some, test_x=x + 1, test_y=y)
+    data = load_data(str(tmp_path / "mixed.npz"))
+    np.testing.assert_array_equal(data.split("train").labels, some)
+    assert data.split("calibration").labels is None  # it judges by the outputs then, not by some of the labels
+    np.savez(tmp_path / "alone.npz", train_x=x, train_y=some)
+    assert (load_data(str(tmp_path / "alone.npz")).split("test").labels >= 0).all()
+    np.savez(tmp_path / "none.npz", train_x=x, train_y=np.full(40, -1), test_x=x + 1, test_y=y)
+    assert load_data(str(tmp_path / "none.npz")).split("train").labels is None
+    np.savez(tmp_path / "test.npz", train_x=x, train_y=y, test_x=x + 1, test_y=some)
+    with pytest.raises(UsageError, match=r"split 'test': label -1 \(sample 1\) is out of range"):
+        load_data(str(tmp_path / "test.npz"))
+    np.savez(tmp_path / "low.npz", train_x=x, train_y=y - 2, test_x=x + 1, test_y=y)
+    with pytest.raises(UsageError, match="label -2"):
+        load_data(str(tmp_path / "low.npz"))
+
+
 def test_labels_beyond_64_bits_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", test_x=np.zeros((1, 2)), test_y=np.array([2**63], np.uint64))
     assert "label 9223372036854775808 (sample 0) is out of range" in refused(tmp_path / "a.npz")

@@ -78,7 +78,7 @@ def some(split: Split, count: int, seed: int) -> Samples:
     Where some samples have no label the others are drawn from.
     """
     order = np.random.default_rng(seed).permutation(len(split))
-    if split.labels is not None:
+    if split.labels is not None and (split.labels >= 0).any():
         order = order[split.labels[order] >= 0]
     return Samples(split, np.sort(order[:count]).astype(np.int64))
 

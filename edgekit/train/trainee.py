@@ -67,6 +67,11 @@ class Trainee:
         if parameters:
             self.optimizer.add_param_group({"params": parameters})
 
+    @property
+    def finite(self) -> bool:
+        """Whether all parameters are numbers."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.student.parameters())
+
     def seeded(self, count: int) -> Tensor:
         """The order of `count` samples in the running epoch; at its start all generators are set by (seed, epoch)."""
         seed = self.settings.seed * 1_000_003 + self.state.epoch

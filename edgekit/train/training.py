@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from edgekit.context import Progress, Silent, Task
-from edgekit.errors import EdgekitError, UsageError
+from edgekit.errors import DeviceError, EdgekitError, UsageError
 from edgekit.prune.shapes import laid_out
 from edgekit.train.batch import Batch
 from edgekit.train.checkpoint import Checkpoint
@@ -219,6 +219,8 @@ class Training:
             advance()
             self.replan()
             if now - self.saved >= settings.save_every_s and state.step < self.steps:
+                if not self.trainee.finite:  # seen before the next loss tells, which would be too late
+                    raise DivergedError(math.nan, rate)
                 self.save(now)
         self.finish_epoch(rate, started - before)
 
@@ -226,6 +228,8 @@ class Training:
         """Judge it, keep it if it is the best, and write it down."""
         state, trained = self.state, self.state.seconds
         judged = {"": (self.objective.evaluate(self.held_out), snapshot(self.student))}
+        if not math.isfinite(judged[""][0][0]):
+            raise DivergedError(judged[""][0][0], rate)
         if self.trainee.average:
             self.student.load_state_dict(self.trainee.average.values)
             for module in self.student.modules():
@@ -255,6 +259,19 @@ class Training:
             return self.trainee.step(batch, rate)
         except DivergedError:
             batch.check_finite(self.train.names(rows))
+            raise
+        except (MemoryError, RuntimeError, ValueError) as error:
+            said, size = str(error), f"batches of {len(rows)} samples in {self.settings.accumulate} parts"
+            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in said:
+                raise DeviceError(
+                    f"{self.stage} ran out of memory with {size}. Set {self.stage}.accumulate higher, or batch_size "
+                    "lower."
+                ) from error
+            if "more than 1 value per channel" in said:
+                raise UsageError(
+                    f"{self.stage}: BatchNorm has a single value a channel to learn from, with {size}. Give more "
+                    f"samples, or set {self.stage}.batch_size higher or accumulate lower."
+                ) from error
             raise
 
     def batch(self, rows: npt.NDArray[np.int64]) -> Batch:

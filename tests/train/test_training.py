@@ -20,7 +20,7 @@ from test_recover import FAST, INPUTS, accuracy, context, same, teacher_and_dama
 from torch import nn  # noqa: E402
 
 from edgekit.data import DataSet, Preprocess  # noqa: E402
-from edgekit.errors import UsageError  # noqa: E402
+from edgekit.errors import DeviceError, UsageError  # noqa: E402
 from edgekit.graph.crossing import export_module, to_torch  # noqa: E402
 from edgekit.graph.io import save_onnx  # noqa: E402
 from edgekit.model import TorchModel  # noqa: E402
@@ -290,6 +290,24 @@ def test_a_sample_with_nan_is_named(damaged, tmp_path, row):
         FAST.apply(damaged, context(tmp_path, spoilt))
 
 
+def test_batches_that_are_too_small_or_too_large_are_one_clear_error(damaged, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)).eval()
+    reference = export_module(module, INPUTS, "dense")
+    model = TorchModel(name="dense", module=module, inputs=INPUTS, outputs=reference.outputs, reference=reference)
+    with pytest.raises(
+        UsageError, match="distill: BatchNorm has a single value a channel to learn from, with batches of 1"
+    ):
+        asked(batch_size=1).apply(model, context(tmp_path / "small"))
+
+    def full(*_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:130] . DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("edgekit.train.objective.Objective.loss", full)
+    with pytest.raises(DeviceError, match=r"ran out of memory with batches of 16 .*distill\.accumulate"):
+        FAST.apply(damaged, context(tmp_path / "large"))
+
+
 # ---- divergence
 
 
@@ -322,6 +340,27 @@ def test_a_loss_that_runs_away_goes_back_and_on_at_half_the_rate(damaged, tmp_pa
         "distill.learning_rate to that or lower.",
     )
     assert all(bool(value.isfinite().all()) for value in done.module.state_dict().values())
+
+
+def test_weights_that_broke_are_not_kept_as_the_last_good_state(damaged, tmp_path, monkeypatch):
+    """The step after which there are NaNs is the last before a checkpoint, or the last of an epoch."""
+    step = Training.step
+    for at, often in ((20, 1e-9), (13, 1e9)):
+        seen = []
+
+        def poisoned(self, rows, rate, at=at, seen=seen):
+            loss = step(self, rows, rate)
+            seen.append(rate)
+            if len(seen) == at:
+                with torch.no_grad():
+                    next(self.student.parameters()).fill_(float("nan"))
+            return loss
+
+        monkeypatch.setattr(Training, "step", poisoned)
+        done = asked(save_every=often).apply(damaged, context(tmp_path / str(at)))
+        assert "the loss ran away once" in done.history[-1].warnings[0]
+        assert accuracy(done) > 0.8
+        assert all(np.isfinite(list(entry.values())).all() for entry in done.history[-1].curve)
 
 
 def test_only_a_lasting_jump_far_above_the_median_is_a_divergence():
