@@ -35,6 +35,7 @@ from edgekit.report.values import Bounds, Interval
 from edgekit.rivals import AbsentError, Rival, Rivals, incomparable
 from edgekit.stored import Stored
 from edgekit.stores import MissingObjectError, Store, fetch, keep, open_store, settled, shown
+from edgekit.turns import as_seen, seen
 
 STORE = "store"
 """The store where none is named: a folder beside the baselines."""
@@ -146,7 +147,8 @@ def _accept_target(
     stored: Stored, path: Path, results: Sequence[Result], address: str | None, reason: str
 ) -> list[Accepted]:
     model, target = stored.report.source.name, results[0].target
-    old = read_baseline(path) if path.exists() else Baseline(model=model, target=target, backends={})
+    was = seen(path)
+    old = read_baseline(path) if was else Baseline(model=model, target=target, backends={})
     if (old.model, old.target) != (model, target):
         raise UsageError(f"{path}: it is of {old.model!r} on {old.target!r}. Choose another folder with --baselines.")
     with settled(str(path.parent)):
@@ -160,7 +162,7 @@ def _accept_target(
         what = "new" if before is None else "unchanged" if entry == before else "changed"
         entries[result.backend] = entry
         done.append(Accepted(path, result.backend, what, entry))
-    with settled(str(path)):
+    with settled(str(path)), as_seen(path, was):
         write_baseline(old.model_copy(update={"backends": entries}), path)
     return done
 
@@ -254,11 +256,11 @@ def _fetched_files() -> Path:
 
 def _fetched(entry: Entry, folder: Path, sha256: str, name: str) -> Path:
     store: Store = open_store(entry.store, folder)
-    return fetch(store, sha256, _fetched_files() / sha256 / Path(name).name)
+    return fetch(store, sha256, _fetched_files() / sha256 / name)
 
 
 def _fetched_bundle(entry: Entry, folder: Path) -> Path:
-    path = _fetched(entry, folder, entry.bundle_object, entry.bundle)
+    path = _fetched(entry, folder, entry.bundle_object, "bundle.edge")
     if reason := unlike(open_bundle(path), entry.bundle_sha256):
         raise IntegrityError(f"{shown(entry.store)}: {entry.bundle}: {reason}")
     return path

@@ -24,6 +24,7 @@ from uuid import uuid4
 
 from edgekit.errors import DeviceError, EdgekitError, IntegrityError, UsageError
 from edgekit.extras import require
+from edgekit.turns import alone
 
 ARTIFACT = "application/vnd.edgekit.baseline.v1"
 OBJECT = "application/vnd.edgekit.object.v1"
@@ -44,7 +45,7 @@ class Store(Protocol):
         """As it was given, credentials and all: for messages there is `shown`."""
 
     def has(self, sha256: str) -> bool:
-        """Whether there is such an object; nothing is said of its content."""
+        """Whether there is such an object, listed by its name; nothing is said of its content."""
 
     def put(self, file: Path, sha256: str) -> None:
         """Keep a file, whole or not at all."""
@@ -286,6 +287,10 @@ def _manifest(sha256: str, size: int) -> dict[str, Any]:
     }
 
 
+def _reference(sha256: str) -> dict[str, str]:
+    return {"org.opencontainers.image.ref.name": sha256}
+
+
 @dataclass(frozen=True)
 class LayoutStore:
     """An OCI image layout on the disk: every object is an artifact with its sha256 as reference name."""
@@ -298,7 +303,9 @@ class LayoutStore:
 
     def has(self, sha256: str) -> bool:
         """See `Store`."""
-        return self._blob(sha256).is_file()
+        return self._blob(sha256).is_file() and any(
+            m.get("annotations") == _reference(sha256) for m in self._index()["manifests"]
+        )
 
     def put(self, file: Path, sha256: str) -> None:
         """See `Store`."""
@@ -311,20 +318,13 @@ class LayoutStore:
         write_bytes(self._blob(hashlib.sha256(b"{}").hexdigest()), b"{}")
         write_bytes(self._blob(digest), manifest)
         write_bytes(self.root / "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
-        index = self._index()
-        listed = [m for m in index["manifests"] if m.get("digest") != f"sha256:{digest}"]
-        name = {"org.opencontainers.image.ref.name": sha256}
-        listed.append(
-            {
-                "mediaType": MANIFEST,
-                "artifactType": ARTIFACT,
-                "digest": f"sha256:{digest}",
-                "size": len(manifest),
-                "annotations": name,
-            }
-        )
-        index["manifests"] = sorted(listed, key=lambda m: str(m.get("digest")))
-        write_bytes(self.root / "index.json", json.dumps(index, indent=1).encode())
+        entry = {"mediaType": MANIFEST, "artifactType": ARTIFACT, "digest": f"sha256:{digest}", "size": len(manifest)}
+        with alone(self.root):
+            index = self._index()
+            listed = [m for m in index["manifests"] if m.get("digest") != entry["digest"]]
+            listed.append({**entry, "annotations": _reference(sha256)})
+            index["manifests"] = sorted(listed, key=lambda m: str(m.get("digest")))
+            write_bytes(self.root / "index.json", json.dumps(index, indent=1).encode())
 
     def _index(self) -> dict[str, Any]:
         path = self.root / "index.json"
@@ -375,11 +375,11 @@ class RegistryStore:
     def has(self, sha256: str) -> bool:
         """See `Store`."""
         container = self.registry.get_container(self.repository)
-        url = f"{self.registry.prefix}://{container.get_blob_url(f'sha256:{sha256}')}"
-        answer = self.registry.do_request(url, "HEAD")
-        if answer.status_code == 404:
-            return False
-        answer.raise_for_status()
+        for url in (container.manifest_url(sha256), container.get_blob_url(f"sha256:{sha256}")):
+            answer = self.registry.do_request(f"{self.registry.prefix}://{url}", "HEAD", headers={"Accept": MANIFEST})
+            if answer.status_code == 404:
+                return False
+            answer.raise_for_status()
         return True
 
     def put(self, file: Path, sha256: str) -> None:

@@ -219,6 +219,30 @@ def test_a_store_that_vanishes_leaves_the_old_baseline(accepted, tmp_path, monke
     assert baseline.check_stored(read_baseline(file_of(accepted)), accepted) == 2
 
 
+def test_what_another_accepts_meanwhile_is_not_lost(accepted, tmp_path, monkeypatch):
+    mine, other = (runs.run(tmp_path / name, content=name.encode(), wrong=150) for name in ("mine", "other"))
+    keep = baseline.keep
+
+    def interrupted(store, file):
+        monkeypatch.setattr(baseline, "keep", keep)
+        baseline.accept(other, accepted, reason="the other's")
+        return keep(store, file)
+
+    monkeypatch.setattr(baseline, "keep", interrupted)
+    with pytest.raises(UsageError, match=r"net-pc\.yaml: it changed meanwhile; nothing was written over it"):
+        baseline.accept(mine, accepted, reason="mine")
+    assert read_baseline(file_of(accepted)).backends["onnxruntime"].reason == "the other's"
+    (done,) = baseline.accept(mine, accepted, reason="mine")
+    assert (done.what, len(done.entry.history)) == ("changed", 2)
+
+
+@pytest.mark.parametrize("name", ["..", "", "/", "a\\0b", "a" * 300])
+def test_the_name_of_a_bundle_leads_nowhere(accepted, tmp_path, name):
+    text = file_of(accepted).read_text()
+    file_of(accepted).write_text(text.replace("bundle: net-pc.edge", f'bundle: "{name}"'))
+    assert baseline.check_stored(read_baseline(file_of(accepted)), accepted) == 2
+
+
 def test_names_that_are_no_file_names_stay_in_the_folder(tmp_path):
     assert "/" not in file_name("../../etc/x", "a\x1b[31m")
     run = runs.run(tmp_path / "run", source={"name": "../up", "size_bytes": 1})

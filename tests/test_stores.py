@@ -112,6 +112,27 @@ def test_an_artifact_of_the_registry_says_what_it_is(registry, held):
     assert manifest["layers"][0]["digest"] == f"sha256:{sha256}"
 
 
+def test_an_object_of_the_registry_that_lost_its_tag_gets_it_again(registry, held):
+    """A registry clears away what no tag leads to, and a put that was cut short leaves just that."""
+    address, data = registry
+    store = open_store(f"oci://{address}/team/untagged")
+    sha256 = keep(store, held)
+    (tag,) = data.glob(f"**/team/untagged/_manifests/tags/{sha256}")
+    shutil.rmtree(tag)
+    keep(store, held)
+    assert tag.is_dir()
+
+
+def test_an_object_that_the_layout_does_not_list_is_listed_again(tmp_path, held):
+    store = open_store("oci-layout:layout", tmp_path)
+    sha256 = keep(store, held)
+    index = tmp_path / "layout" / "index.json"
+    index.unlink()  # as after a put that was cut short: the blob is there alone
+    keep(store, held)
+    (listed,) = json.loads(index.read_text())["manifests"]
+    assert listed["annotations"] == {"org.opencontainers.image.ref.name": sha256}
+
+
 def test_a_layout_lists_every_object_once(tmp_path, held):
     store = open_store("oci-layout:layout", tmp_path)
     sha256 = keep(store, held)
