@@ -11,7 +11,7 @@ from typing import get_args
 
 from edgekit.errors import UsageError
 from edgekit.report.annotations import Wanted
-from edgekit.report.report import write_text
+from edgekit.report.report import is_special, write_text
 from edgekit.report.verdicts import GateFile
 from edgekit.workspace import writing_to
 
@@ -52,10 +52,14 @@ class Outputs:
         asked = (self.out, *(path for path, _ in self._rendered()), self.badge, self.history)
         given = [path for path in asked if path is not None]
         for path in given:
-            if path.is_dir():
-                raise UsageError(f"{path}: is a folder. Give the path of a file.")
+            if is_special(path):
+                what = "a folder" if path.is_dir() else "no plain file, and would be replaced by one"
+                raise UsageError(f"{path}: is {what}. Give the path of a file.")
             if not path.parent.is_dir():
                 raise UsageError(f"{path}: there is no folder {path.parent}. Make it first.")
+        summary = os.environ.get("GITHUB_STEP_SUMMARY")
+        if summary and (Path(summary).is_dir() or not Path(summary).parent.is_dir()):
+            raise UsageError(f"GITHUB_STEP_SUMMARY: {summary} cannot be written. Let it name a file, or unset it.")
         if len({path.absolute() for path in given}) < len(given):
             raise UsageError("two outputs would be written to the same file. Give each its own.")
 

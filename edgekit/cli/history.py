@@ -21,13 +21,17 @@ def history(
     as_json: Json = False,
 ) -> None:
     """Show the gates of a history file, oldest first, and draw every metric over them."""
+    from edgekit.errors import UsageError
     from edgekit.report.history import read
     from edgekit.report.history_page import render
     from edgekit.report.report import write_text
 
     found = read(file)
     if html:
-        write_text(html, render(found))
+        try:
+            write_text(html, render(found))
+        except OSError as error:
+            raise UsageError(f"cannot write {html}: {error.strerror}. Check the folder and its permissions.") from error
     if as_json:
         entries = [entry.model_dump(mode="json") for entry in found.entries]
         say(json.dumps({"entries": entries, "skipped": found.skipped, "left_out": found.left_out}, indent=2))

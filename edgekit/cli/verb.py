@@ -72,8 +72,9 @@ def stdout_for_results() -> Iterator[None]:
 
 def say(text: str) -> None:
     """Write a result to stdout; a reader that went away (`| head`) is no error."""
+    inert = text.replace("##[", "\\u0023#[")  # JSON alone still has it; see `printable` for what obeys it
     try:
-        sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+        sys.stdout.write(inert if inert.endswith("\n") else f"{inert}\n")
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -59,7 +59,8 @@ def _few(level: Level, lines: list[str]) -> list[str]:
 
 
 def _command(level: Level, title: str, message: str, file: str = "", line: int = 1) -> str:
-    properties = {"file": file, "line": str(line), "title": _flat(title)} if file else {"title": _flat(title)}
+    place = {"file": printable(file), "line": str(line)} if file else {}
+    properties = {**place, "title": _flat(title)}
     listed = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
     return f"::{level} {listed}::{_data(_flat(message))}"
 

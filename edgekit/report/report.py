@@ -6,6 +6,7 @@ relative to the report's own folder. No number is ever NaN or infinite: what cou
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -295,8 +296,22 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
+def is_special(path: Path) -> bool:
+    """Whether a file that is renamed to `path` would take the place of a device, a pipe or a folder.
+
+    /dev/stdout is a link, to what may be a plain file.
+    """
+    return (path.exists() and not path.is_file()) or (path.is_symlink() and path.absolute().is_relative_to("/dev"))
+
+
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write under a temporary name, then rename: the file is there as a whole or not at all."""
+    """Write under a temporary name, then rename: the file is there as a whole or not at all.
+
+    Raises:
+        OSError: it cannot be written, or is no plain file.
+    """
+    if is_special(path) and not path.is_dir():  # on a folder the system refuses the renaming
+        raise OSError(errno.EPERM, "it is no plain file", str(path))
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:

@@ -59,7 +59,8 @@ def _plain(shown: RenderableType, width: int) -> str:
     console = Console(width=width, color_system=None, force_terminal=False, highlight=False)
     with console.capture() as capture:
         console.print(shown)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+    # A line break of the layout may be where text begins that acts at the beginning of a line alone.
+    return "\n".join(printable(line.rstrip()) for line in capture.get().splitlines()) + "\n"
 
 
 def _heading(report: Report) -> Text:

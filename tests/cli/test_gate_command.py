@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from edgekit import gating, remeasure
 from edgekit.bundle import extract_model, read_golden, write_bundle
 from edgekit.cli.app import app
 from edgekit.devices.local import Local
+from edgekit.report.report import is_special, write_text
 from edgekit.report.verdicts import read_gate
 
 SLOW = {"absolute_invalid": "other processes used 0.90 processors meanwhile"}
@@ -369,6 +371,57 @@ def test_names_cannot_act_on_the_terminal(tmp_path):
     done, _ = judged(tmp_path, "{metric: size, max: 2 MB}")
     assert done.exit_code == 0
     assert "\x1b" not in done.output and "\x07" not in done.output
+
+
+def test_a_pipe_or_a_device_is_not_replaced_by_a_file(folder, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for option in ("--out", "--junit", "--history"):
+        done = CliRunner().invoke(app, ["gate", str(folder), option, str(tmp_path / "pipe")])
+        assert done.exit_code == 2 and "no plain file" in done.stderr, done.output
+    with pytest.raises(OSError, match="no plain file"):
+        write_text(tmp_path / "pipe", "x")
+    assert (tmp_path / "pipe").is_fifo()
+    assert is_special(Path("/dev/stdout")) and is_special(Path("/dev/null"))
+
+
+def test_a_summary_that_cannot_be_written_is_refused_first(folder, tmp_path, monkeypatch):
+    clauses, out = tmp_path / "gate.yaml", tmp_path / "gate.json"
+    clauses.write_text("version: 1\ngate: [{metric: size, max: 1 MB}]\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "/nowhere/summary.md")
+    done = CliRunner().invoke(app, ["gate", str(folder), "--clauses", str(clauses), "--out", str(out)])
+    assert done.exit_code == 2 and "GITHUB_STEP_SUMMARY: /nowhere/summary.md" in done.stderr
+    assert not out.exists()
+
+
+COMMANDS = ("::set-output name=verdict::pass", "##[set-output name=verdict]pass", "a\n::stop-commands::x")
+"""What GitHub's runner obeys: at the beginning of a line after blanks, or anywhere in one."""
+
+
+def obeyed(log: str) -> list[str]:
+    """Lines that the runner takes for commands (ActionCommand.cs of actions/runner)."""
+    return [line for line in log.splitlines() if line.lstrip().startswith("::") or "##[" in line]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_names_are_no_commands_in_a_job_s_log(tmp_path, name):
+    value = made.report(made.result(target=name), made.result("reference", target=name))
+    value = value.model_copy(update={"targets": (value.targets[0].model_copy(update={"target": name}),)})
+    made.write(tmp_path, value)
+    quoted = json.dumps(name)
+    done, gate = judged(tmp_path, f"{{metric: size, max: 2 MB, target: {quoted}}}")
+    assert gate.judgements[0].target == name and done.exit_code == 0 and not obeyed(done.output)
+    done, _ = judged(tmp_path, f"{{metric: user.{'x' * 80}, target: {quoted}, max: 1}}")
+    assert done.exit_code == 1 and not obeyed(done.output)
+    done, _ = judged(tmp_path, "{metric: size, max: 2 MB}", "--json")
+    assert json.loads(done.stdout)["judgements"][0]["target"] == name and not obeyed(done.output)
+    done = CliRunner().invoke(app, ["gate", str(tmp_path), "--clauses", str(unknown_key(tmp_path, quoted))])
+    assert done.exit_code == 2 and "unknown key" in done.output and not obeyed(done.output)
+
+
+def unknown_key(folder: Path, quoted: str) -> Path:
+    path = folder / "unknown.yaml"
+    path.write_text(f"version: 1\n{quoted}: 1\ngate: []\n")
+    return path
 
 
 def test_a_gate_imports_nothing_heavy_and_stays_small(folder):

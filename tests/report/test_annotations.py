@@ -102,3 +102,8 @@ def test_auto_writes_them_in_a_workflow_alone(choice, environment, wanted):
 def test_a_long_reason_is_cut():
     line = annotations.render(gate([judgement("fail", 1, reason=NASTY * 100)], 1)).splitlines()[0]
     assert len(line) < 3 * 4_000
+
+
+def test_a_path_cannot_act_in_the_log():
+    text = annotations.render(gate([judgement("fail", 1, file="g\udcff\x1b[31m\u202e.yaml")], 1))
+    assert "\x1b" not in text and "\u202e" not in text and text.encode()

@@ -178,6 +178,12 @@ def test_the_command_is_plain_on_a_terminal(tmp_path):
     assert "\x1b" not in shown and shown.count("\n") == 1
 
 
+@pytest.mark.parametrize("page", ["nowhere/page.html", "."])
+def test_a_page_that_cannot_be_written_ends_with_2(grown, tmp_path, page):
+    done = CliRunner().invoke(app, ["history", str(grown), "--html", str(tmp_path / page)])
+    assert done.exit_code == 2 and "cannot write" in done.stderr, done.output
+
+
 def test_a_file_that_is_no_history_ends_with_2(tmp_path):
     (tmp_path / "x").write_text("hello")
     done = CliRunner().invoke(app, ["history", str(tmp_path / "x")])
