@@ -20,7 +20,8 @@ def check_file(path: Path) -> Literal["recipe", "gate file"]:
     """
     document = read_yaml(path, "recipe or gate file")
     if "gate" in document.value and not _OF_A_RECIPE & document.value.keys():
-        placed_clauses(document)
+        if not placed_clauses(document):
+            raise document.error(("gate",), "there is no clause: nothing to judge. Add one.")
         return "gate file"
     load_recipe(path)
     placed_clauses(document)

@@ -157,6 +157,14 @@ FREE = (
 )
 
 
+def test_the_action_s_outputs_may_lie_anywhere(job, tmp_path):
+    folder = tmp_path / "elsewhere"
+    fine = {"report": "out", "clauses": "pass.yaml", "version": "installed"}
+    job.run_action({"id": "it", "with": {**fine, "outputs": str(folder)}})
+    assert job.steps["it"]["json"] == str(folder / "gate.json")
+    assert job.used[0][1]["path"] == str(folder) and (folder / "gate.json").exists()
+
+
 @pytest.mark.parametrize("text", NASTY)
 def test_no_input_is_read_as_shell(job, text):
     fine = {"report": "out", "clauses": "pass.yaml", "version": "installed"}

@@ -35,6 +35,7 @@ def test_it_says_what_each_file_is(recipe, tmp_path):
     ("text", "said"),
     [(GATE.replace("size", "sise"), r":3: .*sise.*Did you mean 'size'"), ("version: 1\ngate: [", r"gate\.yaml:2"),
      ("version: 1\nmodel: {source: absent.onnx}\n", r"data: is missing|required|data"),
+     ("version: 1\ngate: []\n", r":2: gate: there is no clause: nothing to judge"),
      ("[]", "gate.yaml"), ("", "gate.yaml"), (GATE + "  - {metric: size, max: 3 MB}\n", r":4: ")],
 )  # fmt: skip
 def test_each_error_is_one_line_with_its_file(tmp_path, text, said):
