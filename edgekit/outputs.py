@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -37,11 +38,11 @@ class Outputs:
     history: Path | None = None
     annotations: Wanted = "auto"
 
-    def check(self) -> None:
-        """Refuse what could not be written, before anything is measured.
+    def check(self, read: Iterable[Path] = ()) -> None:
+        """Refuse what cannot be written, or would be written over a file that is `read`, before anything is measured.
 
         Raises:
-            UsageError: an unknown choice, a badge of no known kind, or a folder that is not there.
+            UsageError: an unknown choice, a badge of no known kind, a folder that is not there, or a file that is read.
         """
         if self.annotations not in get_args(Wanted):
             raise UsageError(f"--annotations {self.annotations!r}: use auto, github or none.")
@@ -60,7 +61,11 @@ class Outputs:
         summary = os.environ.get("GITHUB_STEP_SUMMARY")
         if summary and (Path(summary).is_dir() or not Path(summary).parent.is_dir()):
             raise UsageError(f"GITHUB_STEP_SUMMARY: {summary} cannot be written. Let it name a file, or unset it.")
-        if len({path.absolute() for path in given}) < len(given):
+        inputs = {os.path.realpath(path) for path in read}
+        for path in given:
+            if os.path.realpath(path) in inputs:
+                raise UsageError(f"{path}: it is read, and would be written over. Give another path.")
+        if len({os.path.realpath(path) for path in given}) < len(given):
             raise UsageError("two outputs would be written to the same file. Give each its own.")
 
     def write(self, gate: GateFile) -> None:

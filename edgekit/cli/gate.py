@@ -71,7 +71,8 @@ def gate(
         history=history,
         annotations=annotations,  # type: ignore[arg-type]  # checked below
     )
-    outputs.check()
+    reports = [path / "report.json" if path.is_dir() else path for path in (report, previous) if path]
+    outputs.check([*reports, *(path for path in (clauses, *(require_signature or ())) if path)])
     with stdout_for_results(), progress_on_stderr(quiet=quiet) as progress:
         judged = run_gate(
             report,

@@ -145,7 +145,7 @@ def _libraries(bundle: Bundle, result: Result | None) -> Iterator[Library]:
     numpy = result.device.versions.get("numpy", "") if result and result.device else ""
     yield Library("numpy", numpy, manifest.licences.get("numpy", ""), True)
     for name, version in manifest.versions.items():
-        if name != "compute_capability":  # of a GPU, not of a package
+        if name.strip("/ ") and name != "compute_capability":  # of a GPU, not of a package
             runs = runtimes is None or name.replace("_", "-").startswith(runtimes)
             yield Library(name, version, manifest.licences.get(name, ""), runs)
 

@@ -373,6 +373,22 @@ def test_names_cannot_act_on_the_terminal(tmp_path):
     assert "\x1b" not in done.output and "\x07" not in done.output
 
 
+def test_what_is_read_is_not_written_over(tmp_path):
+    made.write(tmp_path)
+    report, clauses = tmp_path / "report.json", tmp_path / "gate.yaml"
+    clauses.write_text("version: 1\ngate: [{metric: size, max: 1 MB}]\n")
+    (tmp_path / "link.json").symlink_to(report)
+    before = report.read_bytes(), clauses.read_bytes()
+    for option, path in (("--out", report), ("--out", tmp_path / "link.json"), ("--junit", clauses)):
+        done = CliRunner().invoke(app, ["gate", str(tmp_path), "--clauses", str(clauses), option, str(path)])
+        assert done.exit_code == 2 and "it is read, and would be written over" in done.stderr, done.output
+    spelt = tmp_path / ".." / tmp_path.name / "x"
+    same = ["--junit", str(spelt), "--markdown", str(tmp_path / "x")]
+    done = CliRunner().invoke(app, ["gate", str(tmp_path), "--clauses", str(clauses), *same])
+    assert done.exit_code == 2 and "written to the same file" in done.stderr
+    assert (report.read_bytes(), clauses.read_bytes()) == before
+
+
 def test_a_pipe_or_a_device_is_not_replaced_by_a_file(folder, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for option in ("--out", "--junit", "--history"):

@@ -256,3 +256,10 @@ def test_the_documents_are_written_by_the_command(bundle, tmp_path: Path):
     for words in ([bundle.path, "--report", tmp_path / "report.json"], [bundle.path, "--out", tmp_path / "no" / "b"]):
         done = subprocess.run([*entry, "bom", *words], capture_output=True, text=True)
         assert done.returncode == 2 and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["", " ", "/", "//", "a b/..?#@", "@", "%"])
+def test_packages_of_any_name_leave_the_bill_valid(bundle, name):
+    manifest = bundle.manifest.model_copy(update={"versions": {name: "1", "onnx": "1.23.2"}})
+    told = json.loads(bom.render(facts(replace(bundle, manifest=manifest))))
+    assert "onnx" in {component["name"] for component in told["components"]}
