@@ -132,7 +132,7 @@ class Taps:
 
         Projections start as the least-squares map from the student's features to the teacher's on `inputs`.
         """
-        pairs = paired(layers(student, inputs), layers(teacher, inputs))
+        pairs = paired(layers(student, inputs[:2]), layers(teacher, inputs[:2]))  # all outputs are held meanwhile
         taps = cls(pairs, student, teacher, nn.ModuleDict())
         if features:
             mode = student.training
