@@ -149,6 +149,19 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Environment:
+    """A gymnasium environment by its name, in which a policy acts for so many episodes.
+
+    Episode `i` starts from `seed + i`. `decode` is `/path/file.py:function` that makes actions of the outputs, or "".
+    """
+
+    name: str
+    episodes: int = 50
+    seed: int = 0
+    decode: str = ""
+
+
+@dataclass(frozen=True)
 class DataSet:
     """Named splits (`train`, `calibration`, `test`) of one source.
 
@@ -167,6 +180,7 @@ class DataSet:
     sha256: str = ""
     decode: Callable[[list[Array]], Any] | None = None
     metrics: Mapping[str, Callable[[list[Array], Array | None], Any]] = field(default_factory=dict)
+    environment: Environment | None = None
 
     def split(self, name: str) -> Split:
         """The split of that name.

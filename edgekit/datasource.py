@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from edgekit.data import Array, DataSet, Inputs, Preprocess
+from edgekit.data import Array, DataSet, Environment, Inputs, Preprocess
 from edgekit.datasplits import Raw, check_split, complete, samples_digest
 from edgekit.errors import UsageError
-from edgekit.extras import unknown
+from edgekit.extras import require, unknown
 from edgekit.tasks import TASKS
 from edgekit.usercode import call_function, function_of, is_function
 from edgekit.yamlfile import ModelT, explain, read_yaml
@@ -25,8 +25,9 @@ ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "cal
 
 
 Task = Literal[
-    "classification", "detection", "segmentation", "regression", "embedding", "restoration", "anomaly", "custom", "none"
-]
+    "classification", "detection", "segmentation", "regression", "embedding", "restoration", "anomaly", "policy",
+    "custom", "none",
+]  # fmt: skip
 """The keys of `edgekit.tasks.TASKS`."""
 
 
@@ -55,6 +56,14 @@ class ImageSettings(_Value):
 
     size: tuple[int, int] | None = None
     channels: Literal[1, 3] | None = None
+
+
+class EnvironmentSettings(_Value):
+    """The gymnasium environment that a policy acts in: its `name`, how many `episodes`, the `seed` of the first."""
+
+    name: str
+    episodes: int = Field(default=50, ge=1, le=10_000)
+    seed: int = Field(default=0, ge=0)
 
 
 class CardSplit(_Value):
@@ -107,6 +116,7 @@ def load_data(
     images: Mapping[str, object] | None = None,
     decode: str | None = None,
     metrics: Mapping[str, str] | None = None,
+    environment: Mapping[str, Any] | None = None,
 ) -> DataSet:
     """Load a data set, check every sample, and derive the splits that are missing.
 
@@ -121,6 +131,7 @@ def load_data(
         classes: class names, in the order of the labels.
         images: `size` `[H, W]` and `channels` (1 or 3) that a folder of images is brought to.
         decode: `module.py:function` that makes of a network's list of outputs what the task's metrics take.
+        environment: of `task: policy`: `name` of a gymnasium environment, `episodes`, `seed`.
         metrics: name -> `module.py:function` that gets the outputs and the labels, and gives a number or one a sample.
 
     Raises:
@@ -147,6 +158,7 @@ def load_data(
         for name, raw in found.splits.items()
     }
     whole, notes = complete(found.name, checked)
+    world = _environment(found, environment, decode, base)
     return DataSet(
         name=found.name,
         splits=whole,
@@ -157,8 +169,34 @@ def load_data(
         notes=(*found.notes, *notes),
         sha256=samples_digest(checked),
         decode=_function(decode, base) if decode else None,
+        environment=world,
         metrics={name: _function(source, base) for name, source in (metrics or {}).items()},
     )
+
+
+def _environment(found: _Found, given: Mapping[str, Any] | None, decode: str | None, base: Path) -> Environment | None:
+    """The environment of a policy, which takes the samples as its observations."""
+    if found.task != "policy" or not given:
+        if found.task == "policy" or given:
+            raise UsageError(
+                f"Data {found.name!r}: `task: policy` and `environment` go together; the samples are observations, the "
+                "environment is one of gymnasium's. Write `environment: {name: CartPole-v1}`."
+            )
+        return None
+    settings = _settings(EnvironmentSettings, given, "environment").model_dump()
+    gym = require("gymnasium", extra="metrics", why="the return of episodes")
+    try:
+        shape = gym.make(settings["name"]).observation_space.shape
+    except gym.error.Error as error:
+        raise UsageError(f"data.environment.name: {' '.join(str(error).split())}") from None
+    for name, raw in found.splits.items():
+        if not isinstance(raw.inputs, Mapping) and raw.inputs.shape[1:] != shape:
+            raise UsageError(
+                f"Data {found.name!r}, split {name!r}: samples have shape {list(raw.inputs.shape[1:])}; what "
+                f"{settings['name']} lets observe has {list(shape)}."
+            )
+    file, _, function = (decode or "").rpartition(":")
+    return Environment(**settings, decode=f"{(base / file).resolve()}:{function}" if decode else "")
 
 
 def _function(source: str, base: Path) -> Callable[..., Any]:

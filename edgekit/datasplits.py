@@ -49,7 +49,7 @@ def check_split(data: str, name: str, raw: Raw, preprocess: Preprocess, *, task:
     labels = truth = None
     if task == "classification" and y is not None:
         labels = _check_labels(where, y, count, classes, missing=name == "train")
-    elif task != "none" and y is not None:
+    elif task not in ("none", "policy") and y is not None:
         truth = check_truth(where, task, y, count)
     columns = {column: _column(where, column, values, count) for column, values in slices.items()}
     return Split(name, inputs, labels, ids or tuple(f"{name}/{i}" for i in range(count)), preprocess, columns, truth)

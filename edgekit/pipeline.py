@@ -386,6 +386,7 @@ def _data(recipe: Recipe) -> DataSet:
         images=settings.images.model_dump(exclude_none=True) if settings.images else None,
         decode=settings.decode,
         metrics=settings.metrics,
+        environment=settings.environment.model_dump() if settings.environment else None,
     )
 
 

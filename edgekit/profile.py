@@ -17,12 +17,14 @@ from edgekit.bundle import Bundle
 from edgekit.compare import LOOKS, Comparison, at_percentile, compare
 from edgekit.context import Progress
 from edgekit.devices import Device
+from edgekit.episodes import episode_returns
+from edgekit.metrics import score
 from edgekit.percentiles import Floats, interval
-from edgekit.report.predictions import write_predictions, write_samples
+from edgekit.report.predictions import Predictions, write_predictions, write_samples
 from edgekit.report.report import DeviceInfo, Latency, Paired, Result
-from edgekit.report.values import Bounds
+from edgekit.report.values import Bounds, Metrics
 from edgekit.validity import judge_pairs, judge_state
-from edgekit.workspace import Workspace, writing_to
+from edgekit.workspace import Workspace, digest, writing_to
 
 if TYPE_CHECKING:
     from edgekit.data import Split
@@ -104,6 +106,8 @@ class Profiler:
             "agreement": self.oracle.agreement(answered),
             "agreement_n": len(split) if self.oracle.classification else None,
         }
+        if self.oracle.data.environment is not None:
+            return found | self._played(bundle)
         seen = self.oracle.evaluate(answered)
         if seen is not None:
             path = self.space.predictions / f"{name}.npz"
@@ -122,6 +126,27 @@ class Profiler:
                 "predictions_file": self.space.relative(path),
             }
         return found
+
+    def _played(self, bundle: Bundle) -> dict[str, Any]:
+        """What a policy's episodes pay; they are played on this machine, and for no other."""
+        environment = self.oracle.data.environment
+        assert environment is not None
+        if self.device.name != "local":
+            return {"notes": (f"episodes of {environment.name} are played on this machine, not on {self.device.name}",)}
+        with self.progress.task(f"play {environment.name}, {bundle.path.stem}"):
+            returns = episode_returns(bundle.path, environment)
+        evidence, n = {"episode_return": returns}, len(returns)
+        seen = score("episode_return", evidence, n)
+        path = self.space.predictions / f"{bundle.path.stem}.npz"
+        ids, played = (
+            tuple(f"episode/{i}" for i in range(n)),
+            digest(environment.name, f"{environment.episodes} {environment.seed}"),
+        )
+        write_predictions(
+            Predictions(ids, None, np.empty((n, 0), np.int32), None, played, environment.name, evidence=evidence), path
+        )
+        scores = {} if seen is None else {"episode_return": seen}
+        return {"metrics": Metrics(scores=scores), "predictions_file": self.space.relative(path)}
 
     def timing(self, bundle: Bundle, result: Result, max_temperature_c: float | None = None) -> Result:
         """Latency of single inferences, load, first inference and memory: the result is `measured` after it.

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from edgekit.backends import BACKENDS
 from edgekit.clauses import Clause, check_all
-from edgekit.datasource import ImageSettings, PreprocessSettings, Task
+from edgekit.datasource import EnvironmentSettings, ImageSettings, PreprocessSettings, Task
 from edgekit.devices import device_names
 from edgekit.errors import UsageError
 from edgekit.extras import unknown
@@ -64,6 +64,7 @@ class DataSettings(_Value):
     classes: tuple[str, ...] | None = None
     images: ImageSettings | None = None
     decode: str | None = None
+    environment: EnvironmentSettings | None = None
     metrics: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], str] | None = None
 
 

@@ -37,7 +37,7 @@ Statistic = Callable[[Counts], npt.NDArray[np.float64]]
 RESAMPLES = 200
 RECALLS = np.linspace(0, 1, 101)
 """Where COCO reads precision."""
-CHUNK = 2_000_000
+CHUNK = 250_000
 """So many counts of samples or detections are held at once."""
 
 
@@ -86,8 +86,8 @@ def _bootstrap(of: Statistic, n: int, confidence: float, seed: int) -> tuple[flo
     rng, drawn = np.random.default_rng(seed), []
     step = max(1, min(RESAMPLES, CHUNK // n))
     for start in range(0, RESAMPLES, step):
-        size = min(step, RESAMPLES - start)
-        drawn.append(of(rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)))
+        rows = rng.integers(0, n, (min(step, RESAMPLES - start), n))
+        drawn.append(of(np.stack([np.bincount(row, minlength=n) for row in rows]).astype(np.float64)))
     defined = np.concatenate(drawn)
     defined = defined[np.isfinite(defined)]
     if not len(defined) or not np.isfinite(value):

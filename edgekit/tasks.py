@@ -35,6 +35,7 @@ METRICS: dict[str, Metric] = {
     "psnr": Metric("dB", each=True),
     "ssim": Metric("", signed=True, each=True),
     "auc": Metric("share"),
+    "episode_return": Metric("", signed=True, each=True),
 }
 """The metrics of tasks, beside those that every classifier has had: `accuracy`, `precision`, `recall`, `f1`, `loss` and
 `calibration_error`."""
@@ -47,10 +48,11 @@ TASKS: dict[str, tuple[str, ...]] = {
     "embedding": ("recall_at_1", "recall_at_5", "retrieval_map", "cosine"),
     "restoration": ("psnr", "ssim"),
     "anomaly": ("auc",),
+    "policy": ("episode_return",),
     "custom": (),
     "none": (),
 }
-"""Task -> its metrics. Those of `custom` are functions of the user's own; `none` has no labels."""
+"""Task -> its metrics. Those of `custom` are functions of the user's own; `policy` and `none` have no labels."""
 
 LEAST = 30
 """Of fewer samples, only the interval of a share of hits tells anything: resamples of a few that agree all agree."""

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "edgekit"
 
 LAYERS = [
-    {"errors", "extras", "launched", "licences", "plain", "registry", "tasks", "units", "usercode",
+    {"errors", "extras", "launched", "licences", "plain", "registry", "tasks", "turns", "units", "usercode",
      "yamlfile"},
     {"bundle", "clauses", "confidence", "context", "data", "datasource", "datasplits", "graph", "imagefolder",
      "metrics", "model", "percentiles", "prune", "pt2", "quant", "report", "rivals", "robust", "scores", "scoring",
@@ -21,8 +21,8 @@ LAYERS = [
      "slices", "sources", "stores", "target", "train", "validity"},
     {"backends", "devices", "recipe", "stages", "testing"},
     {"advice", "assess", "baseline", "building", "calibrating", "checking", "compare", "conditions", "doctor",
-     "emitting", "explain", "follow", "gate", "gating", "measuring", "observed", "outputs", "pipeline", "profile",
-     "profiling", "remeasure", "reporting", "ships", "stored", "stressing", "workspace", "wrapping"},
+     "emitting", "episodes", "explain", "follow", "gate", "gating", "measuring", "observed", "outputs", "pipeline",
+     "profile", "profiling", "remeasure", "reporting", "ships", "stored", "stressing", "workspace", "wrapping"},
     {"cli", "__main__"},
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

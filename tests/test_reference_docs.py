@@ -23,6 +23,7 @@ RECIPE = {
     "Data": recipe.DataSettings,
     "Preprocess": datasource.PreprocessSettings,
     "Images": datasource.ImageSettings,
+    "Environment": datasource.EnvironmentSettings,
     "Card": datasource.Card,
     "Card split": datasource.CardSplit,
     "Targets": recipe.TargetSettings,

@@ -69,7 +69,7 @@ def _heading(report: Report) -> Text:
     facts = [show(source.size_bytes, "bytes")]
     facts += [f"{show_count(source.macs)} MACs"] if source.macs else []
     facts += [f"accuracy {words.accuracy(accuracy)}"] if accuracy else []
-    told = None if accuracy else words.main_score(report)
+    told = None if accuracy or not source.metrics else words.main_score(report)
     facts += [f"{told} {words.score(source.metrics, told)}"] if told else []
     return Text.assemble((printable(source.name), "bold"), f" as it came: {', '.join(facts)}")
 

@@ -139,8 +139,8 @@ def source_accuracy(report: Report) -> Interval | None:
 
 def main_score(report: Report) -> str | None:
     """The metric that the task is told by: the first of `edgekit.tasks.TASKS` that was computed."""
-    found = report.source.metrics.scores if report.source.metrics else {}
-    return next(iter(found), None)
+    seen = (report.source.metrics, *(result.metrics for result in report.results))
+    return next((name for metrics in seen if metrics for name in metrics.scores), None)
 
 
 def score(metrics: Metrics | None, name: str) -> str:
