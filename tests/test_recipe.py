@@ -153,7 +153,7 @@ def test_a_target_of_ones_own(folder, repo_root):
         # what is missing
         ("version: 1\n", "", "recipe.yaml:1: version: is missing."),
         ("source: data, ", "", "recipe.yaml:4: data.source: is missing. Use the path of a folder or an .npz file."),
-        ("macs: 0.5, ", "", "recipe.yaml:6: stages[0].prune.macs: is missing. Use 0.5 to keep half"),
+        ("macs: 0.5, ", "", "recipe.yaml:6: stages[0].prune: prune needs one budget"),
         ("weights.safe", "absent.safe", "recipe.yaml:2: model.weights: no such file: absent.safetensors."),
         ("model.py:build", "absent.py:build", "recipe.yaml:2: model.source: no such file: absent.py."),
         ("source: data", "source: absent", "recipe.yaml:4: data.source: no such file or folder: absent."),
@@ -248,7 +248,8 @@ def test_the_schema_has_every_setting_of_every_stage():
     assert schema == json.loads(json.dumps(schema))
     kinds = {name for entry in schema["properties"]["stages"]["items"]["oneOf"] for name in entry["properties"]}
     assert {"prune", "distill", "quantize"} <= kinds
-    assert schema["$defs"]["stage.prune"]["required"] == ["macs"]
+    budgets = [{"required": [name]} for name in ("macs", "parameters", "memory")]
+    assert schema["$defs"]["stage.prune"]["oneOf"] == budgets
     assert schema["$defs"]["stage.prune"]["additionalProperties"] is False
     assert set(schema["required"]) == {"version", "model", "data", "targets"}
 

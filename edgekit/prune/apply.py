@@ -73,10 +73,14 @@ def masks(found: Found, removal: Removal) -> dict[Factor, Mask]:
     return result
 
 
+def counts_of(found: Found, removal: Removal) -> dict[Factor, int]:
+    """How many indices of every factor that loses some stay."""
+    return {one: int(keep.sum()) for one, keep in masks(found, removal).items()}
+
+
 def removed(found: Found, removal: Removal) -> Removed:
     """A copy of the network without the channels in `removal`."""
-    keeps = masks(found, removal)
-    counts = {one: int(keep.sum()) for one, keep in keeps.items()}
+    keeps, counts = masks(found, removal), counts_of(found, removal)
     view = copy.deepcopy(found.view)
     kept: dict[tuple[str, int], Tensor] = {}
     for path, axes in found.followed.tensors.items():

@@ -1,97 +1,131 @@
-"""Choosing channels over the whole network until its multiply-accumulates fit."""
+"""Choosing channels over the whole network until its cost fits a budget."""
 
 from __future__ import annotations
 
 import heapq
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from edgekit.prune.axes import Factor
-from edgekit.prune.cost import MacModel
+from edgekit.prune.cost import Cost
 from edgekit.prune.find import Found
 from edgekit.prune.groups import Group
 from edgekit.prune.importance import Scores
 
 
 @dataclass(frozen=True)
+class Line:
+    """One group of a plan: how many of its channels stay, what share of its importance goes, and what that frees.
+
+    `freed` is what the network would cost more if the group had been left whole.
+    """
+
+    group: str
+    channels: int
+    kept: int
+    lost: float
+    freed: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The channels that go, by group, and the multiply-accumulates that stay."""
+    """The channels that go, by group, and what is left of the cost; `binding` are groups that can give no more."""
 
     removal: dict[str, list[int]]
-    macs: int
+    left: int
     reached: bool
+    lines: tuple[Line, ...] = ()
+    binding: tuple[str, ...] = field(default=())
 
 
-def choose(found: Found, scores: Scores, cost: MacModel, target: int, *, round_to: int, floor: float) -> Plan:
-    """Remove the blocks of channels that cost least importance for the MACs they free, until `target` is met.
+def choose(found: Found, scores: Scores, cost: Cost, target: int, *, round_to: int, floor: float) -> Plan:
+    """Remove the blocks of channels that lose least importance for what they free, until `target` is met.
 
     Importance counts as a share of its group's total, so that groups compare and none is drained. Every group keeps
     a multiple of `round_to` positions (once it is cut at all; a head of 64 is one already) and at least the share
     `floor` of its channels. Blocks that still fit under `target` at the end are given back.
     """
-    blocks = {g.name: _blocks(g, scores[g.name], round_to, floor) for g in found.groups}
-    taken = dict.fromkeys(blocks, 0)
-    counts = {found.factors[name]: found.factors[name].extent for name in blocks}
-    macs = cost.total
-
-    def price(name: str) -> tuple[float, int]:
-        """Importance lost a MAC freed by the next block, and those MACs."""
-        block, lost = blocks[name][taken[name]]
-        one = found.factors[name]
-        freed = cost.freed(counts, one, counts[one] - len(block))
-        return lost / freed if freed > 0 else math.inf, freed
-
-    # The fewer channels there are, the fewer MACs another block frees: a price seen earlier is never too high.
-    queue = [(price(name)[0], name) for name, some in blocks.items() if some]
-    heapq.heapify(queue)
-    while macs > target and queue:
-        seen, name = heapq.heappop(queue)
-        now, freed = price(name)
-        if now > seen and queue and now > queue[0][0]:
-            heapq.heappush(queue, (now, name))
-            continue
-        if not math.isfinite(now):
-            continue
-        counts[found.factors[name]] -= len(blocks[name][taken[name]][0])
-        taken[name] += 1
-        macs -= freed
-        if taken[name] < len(blocks[name]):
-            heapq.heappush(queue, (price(name)[0], name))
-    macs = cost.left(counts)
-    reached = macs <= target
-    while reached:
-        back = _given_back(found, blocks, taken, counts, cost, target - macs)
-        if back is None:
-            break
-        name, more = back
-        taken[name] -= 1
-        counts[found.factors[name]] += len(blocks[name][taken[name]][0])
-        macs += more
-    removal = {n: sorted(c for block, _ in blocks[n][:k] for c in block) for n, k in taken.items() if k}
-    return Plan(removal, cost.left(counts), reached)
+    return _Choice(found, scores, cost, round_to, floor).until(target)
 
 
-Blocks = dict[str, list[tuple[list[int], float]]]
+class _Choice:
+    def __init__(self, found: Found, scores: Scores, cost: Cost, round_to: int, floor: float) -> None:
+        self.cost, self.factors = cost, found.factors
+        self.blocks = {g.name: _blocks(g, scores[g.name], round_to, floor) for g in found.groups}
+        self.taken = dict.fromkeys(self.blocks, 0)
+        self.counts = {found.factors[name]: found.factors[name].extent for name in self.blocks}
 
+    def until(self, target: int) -> Plan:
+        take = self.take_lazily if self.cost.falling else self.take_anew
+        take(target)
+        left = self.cost.left(self.counts)
+        reached = left <= target
+        while reached and (name := self.affordable(target)) is not None:
+            self.move(name, -1)
+        left = self.cost.left(self.counts)
+        removal = {n: sorted(c for block, _ in self.blocks[n][:k] for c in block) for n, k in self.taken.items() if k}
+        binding = () if reached else tuple(n for n, some in self.blocks.items() if self.taken[n] == len(some))
+        return Plan(removal, left, reached, tuple(self.line(name, left) for name in self.blocks), binding)
 
-def _given_back(
-    found: Found, blocks: Blocks, taken: dict[str, int], counts: dict[Factor, int], cost: MacModel, room: int
-) -> tuple[str, int] | None:
-    """The most important block that was taken last in its group and fits into `room`, with its MACs."""
-    best: tuple[float, str, int] | None = None
-    for name, number in taken.items():
-        if not number:
-            continue
-        block, lost = blocks[name][number - 1]
-        one = found.factors[name]
-        more = cost.freed({**counts, one: counts[one] + len(block)}, one, counts[one])
-        if 0 < more <= room and (best is None or (lost, name) > best[:2]):
-            best = lost, name, more
-    return None if best is None else best[1:]
+    def price(self, name: str) -> float:
+        """Importance lost for what the next block frees."""
+        block, lost = self.blocks[name][self.taken[name]]
+        one = self.factors[name]
+        freed = self.cost.freed(self.counts, one, self.counts[one] - len(block))
+        return lost / freed if freed > 0 else math.inf
+
+    def move(self, name: str, step: int) -> None:
+        """Take the group's next block, or give the last one back."""
+        block = self.blocks[name][self.taken[name] - (step < 0)][0]
+        self.counts[self.factors[name]] -= step * len(block)
+        self.taken[name] += step
+
+    def take_lazily(self, target: int) -> None:
+        """A price seen earlier is never too high, so that only the cheapest group's is asked anew."""
+        queue = [(self.price(name), name) for name, some in self.blocks.items() if some]
+        heapq.heapify(queue)
+        left: float = self.cost.total
+        while left > target and queue:
+            seen, name = heapq.heappop(queue)
+            now = self.price(name)
+            if now > seen and queue and now > queue[0][0]:
+                heapq.heappush(queue, (now, name))
+            elif math.isfinite(now):
+                self.move(name, 1)
+                left = self.cost.left(self.counts)
+                if self.taken[name] < len(self.blocks[name]):
+                    heapq.heappush(queue, (self.price(name), name))
+
+    def take_anew(self, target: int) -> None:
+        """Where the bottleneck moves, every price is asked anew."""
+        while self.cost.left(self.counts) > target:
+            open_ = [name for name, some in self.blocks.items() if self.taken[name] < len(some)]
+            best = min(((self.price(name), name) for name in open_), default=(math.inf, ""))
+            if not math.isfinite(best[0]):
+                break
+            self.move(best[1], 1)
+
+    def affordable(self, target: int) -> str | None:
+        """The most important block that was taken last in its group and whose return `target` allows."""
+        best: tuple[float, str] | None = None
+        for name, number in self.taken.items():
+            if not number or (best is not None and (self.blocks[name][number - 1][1], name) <= best):
+                continue
+            self.move(name, -1)
+            if self.cost.left(self.counts) <= target:
+                best = self.blocks[name][number - 1][1], name
+            self.move(name, 1)
+        return None if best is None else best[1]
+
+    def line(self, name: str, left: int) -> Line:
+        """What came of one group."""
+        one = self.factors[name]
+        whole = self.cost.left({**self.counts, one: one.extent})
+        lost = sum(lost for _, lost in self.blocks[name][: self.taken[name]])
+        return Line(name, one.extent, self.counts[one], lost, whole - left)
 
 
 def _blocks(group: Group, scores: Tensor, round_to: int, floor: float) -> list[tuple[list[int], float]]:

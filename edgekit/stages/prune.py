@@ -1,12 +1,12 @@
-"""`prune`: remove whole channels until a share of the multiply-accumulates remains."""
+"""`prune`: remove whole channels until the network fits a budget."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edgekit.context import RunContext
 from edgekit.errors import BuildError, UsageError
@@ -16,15 +16,17 @@ from edgekit.model import Model, Step, TorchModel
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from edgekit.prune.cost import Cost
     from edgekit.prune.find import Found
     from edgekit.prune.plan import Plan
     from edgekit.train.samples import Samples
 
 BATCH = 128
+BUDGETS = ("macs", "parameters", "memory")
 
 
 class Prune(BaseModel):
-    """Remove whole channels until `macs` of the original multiply-accumulates remain.
+    """Remove whole channels until the network fits a budget: work, weights, or memory of activations.
 
     Groups of channels that must go together are found on the graph that `torch.export` sees, by following what every
     axis is made of (the idea of groups is that of Fang et al. 2023, arXiv:2301.12900), and proven on the model before
@@ -34,15 +36,25 @@ class Prune(BaseModel):
     `distill`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        json_schema_extra={"oneOf": [{"required": [name]} for name in BUDGETS]},
+    )
     kind: ClassVar[str] = "prune"
     trains: ClassVar[bool] = True
 
-    macs: float = Field(
+    macs: float | None = Field(
+        None,
         gt=0,
         le=1,
         description="share of the multiply-accumulates that remains, in (0, 1]",
         examples=["0.5 to keep half of the multiply-accumulates"],
+    )
+    parameters: float | None = Field(None, gt=0, le=1, description="share of the weights that remains, instead of macs")
+    memory: float | None = Field(
+        None, gt=0, le=1, description="share of the peak memory of activations that remains, instead of macs"
     )
     importance: Literal["taylor", "activation", "l1", "l2", "bn_scale", "random"] = Field(
         "taylor", description="how channels are ranked; taylor falls back to activation where there are no labels"
@@ -50,6 +62,19 @@ class Prune(BaseModel):
     round_to: int = Field(8, ge=1, description="kept channels are a multiple of this: latency is a staircase")
     keep_at_least: float = Field(0.125, ge=0, le=1, description="share of its channels that every group keeps")
     samples: int = Field(1024, ge=1, description="training samples that rank channels and measure statistics")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Prune:
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) != 1:
+            seen = " and ".join(given) or "none"
+            raise ValueError(f"prune needs one budget of {', '.join(BUDGETS)}, got {seen}. Use macs: 0.5 to keep half")
+        return self
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """Which of the budgets is given, and the share that remains."""
+        return next((name, share) for name in BUDGETS if (share := getattr(self, name)) is not None)
 
     def apply(self, model: Model, ctx: RunContext) -> TorchModel:
         """A smaller copy of `model`.
@@ -78,7 +103,7 @@ class _Run:
         from dataclasses import replace
 
         from edgekit.graph.lifted import lift
-        from edgekit.prune.cost import MacModel, count_macs
+        from edgekit.prune.cost import Macs, Memory, Parameters, count_macs
         from edgekit.prune.find import find_groups
         from edgekit.prune.importance import score
         from edgekit.prune.plan import choose
@@ -89,22 +114,24 @@ class _Run:
             probe = (self.inputs(2),)
             dense = lift(self.model.module, probe)
             found = find_groups(dense, probe)
-            cost = MacModel(found)
+            kinds: dict[str, Callable[[Found], Cost]] = {"macs": Macs, "parameters": Parameters, "memory": Memory}
+            budget, share = stage.budget
+            cost = kinds[budget](found)
             task.advance(note="ranking channels")
             kind = "activation" if stage.importance == "taylor" and not self.samples.labelled else stage.importance
             scores = score(kind, found, self.batches(), self.ctx.seed)
             task.advance(note="choosing channels")
-            target = int(cost.total * stage.macs)
+            target = int(cost.total * share)
             plan = choose(found, scores, cost, target, round_to=stage.round_to, floor=stage.keep_at_least)
             task.advance(note="measuring statistics")
             module, lines = self.cut(found, plan)
             task.advance()
-        macs = count_macs(module, (probe[0][:1],))
+        before, macs = Macs(found).total, count_macs(module, (probe[0][:1],))
         sizes = (parameters(dense), parameters(module))
         notes = (
-            f"{cost.total / 1e6:.1f} M -> {macs / 1e6:.1f} M multiply-accumulates ({macs / cost.total:.1%}), "
+            f"{before / 1e6:.1f} M -> {macs / 1e6:.1f} M multiply-accumulates ({macs / before:.1%}), "
             f"{sizes[0]:,} -> {sizes[1]:,} parameters",
-            *self.remarks(kind, found, plan, cost.total),
+            *self.remarks(kind, found, plan, cost),
             *lines,
         )
         step = Step(
@@ -167,7 +194,7 @@ class _Run:
             f"biases and scales of {shifted} layers corrected on {len(inputs)} samples (there is no BatchNorm)",
         ]
 
-    def remarks(self, kind: str, found: Found, plan: Plan, total: int) -> list[str]:
+    def remarks(self, kind: str, found: Found, plan: Plan, cost: Cost) -> list[str]:
         """Plain lines about what went otherwise than asked; that the outputs stay goes without saying."""
         from edgekit.prune.follow import OUTPUT
 
@@ -176,8 +203,13 @@ class _Run:
             lines.append(f"importance {kind!r} instead of {self.stage.importance!r}: the data has no labels")
         if not plan.reached:
             lines.append(
-                f"asked for {self.stage.macs:.0%} of the multiply-accumulates, reached {plan.macs / total:.1%}: "
-                f"every group keeps at least {self.stage.keep_at_least:.1%} and a multiple of {self.stage.round_to}"
+                f"asked for {self.stage.budget[1]:.0%} of the {cost.unit}, reached {plan.left / cost.total:.1%}: "
+                f"every group keeps at least {self.stage.keep_at_least:.1%} and a multiple of {self.stage.round_to}; "
+                f"{_named(plan.binding)} can give no more"
+            )
+        elif self.stage.budget[0] == "memory":
+            lines.append(
+                f"{cost.total / 1e3:,.0f} kB -> {plan.left / 1e3:,.0f} kB of activations at once, for a sample"
             )
         others: dict[str, list[str]] = {}
         for name, why in found.whole.items():
@@ -185,6 +217,11 @@ class _Run:
                 others.setdefault(why, []).append(name)
         lines += [f"left whole: {', '.join(names)} ({why})" for why, names in others.items()]
         return lines
+
+
+def _named(groups: tuple[str, ...]) -> str:
+    """The first few of them."""
+    return ", ".join(groups[:4]) + (f" and {len(groups) - 4} more" if len(groups) > 4 else "")
 
 
 def _fitting(numbers: int) -> int:

@@ -15,8 +15,8 @@ from torch import nn  # noqa: E402
 
 from edgekit.errors import UsageError  # noqa: E402
 from edgekit.graph.lifted import lift  # noqa: E402
-from edgekit.prune.apply import difference, masked, removed  # noqa: E402
-from edgekit.prune.cost import MacModel, count_macs  # noqa: E402
+from edgekit.prune.apply import counts_of, difference, masked, removed  # noqa: E402
+from edgekit.prune.cost import Macs, count_macs  # noqa: E402
 from edgekit.prune.find import find_groups  # noqa: E402
 from edgekit.prune.importance import score  # noqa: E402
 from edgekit.prune.plan import choose  # noqa: E402
@@ -57,10 +57,10 @@ def test_the_predicted_macs_are_the_counted_ones(case):
     module = settled(build())
     x = torch.randn(shape)
     found = found_in(module, x)
-    cost = MacModel(found)
+    cost = Macs(found)
     assert cost.total == count_macs(module, (x[:1],)) == count_macs(module, (x,))
     removal = some_of_each(found.groups, seed=1)
-    assert cost.after(removal) == count_macs(removed(found, removal).view, (x[:1],))
+    assert cost.left(counts_of(found, removal)) == count_macs(removed(found, removal).view, (x[:1],))
 
 
 def test_macs_of_a_known_layer():
@@ -169,11 +169,11 @@ def test_a_plan_keeps_multiples_and_its_floor_and_lands_just_under_its_target():
     module = settled(Mixed())
     x = torch.randn(4, 1, 12, 12)
     found = found_in(module, x)
-    cost, scores = MacModel(found), score("l2", found, [])
+    cost, scores = Macs(found), score("l2", found, [])
     for share in (0.8, 0.5):
         plan = choose(found, scores, cost, int(cost.total * share), round_to=4, floor=0.25)
         assert plan.reached
-        assert 0.8 * share * cost.total < plan.macs <= share * cost.total
+        assert 0.8 * share * cost.total < plan.left <= share * cost.total
         for group in found.groups:
             gone = len(plan.removal.get(group.name, ()))
             assert (group.channels - gone) % 4 == 0
@@ -186,7 +186,7 @@ def test_the_least_important_channels_go_first():
     module = settled(Mixed())
     x = torch.randn(4, 1, 12, 12)
     found = found_in(module, x)
-    cost, scores = MacModel(found), score("random", found, [], seed=3)
+    cost, scores = Macs(found), score("random", found, [], seed=3)
     plan = choose(found, scores, cost, cost.total // 2, round_to=4, floor=0.0)
     for name, gone in plan.removal.items():
         kept = [c for c in range(len(scores[name])) if c not in gone]

@@ -11,9 +11,11 @@ from torch.nn import functional as F  # noqa: E402
 
 from edgekit.errors import UsageError  # noqa: E402
 from edgekit.graph.lifted import lift  # noqa: E402
-from edgekit.prune.apply import difference, masked, removed  # noqa: E402
-from edgekit.prune.cost import MacModel, count_macs  # noqa: E402
+from edgekit.prune.apply import counts_of, difference, masked, removed  # noqa: E402
+from edgekit.prune.cost import Macs, Memory, Parameters, count_macs  # noqa: E402
 from edgekit.prune.find import find_groups  # noqa: E402
+from edgekit.prune.importance import score  # noqa: E402
+from edgekit.prune.plan import choose  # noqa: E402
 
 
 class Attention(nn.Module):
@@ -136,13 +138,50 @@ def test_half_of_every_group_can_go(case):
         assert torch.equal(view(more), module(more))
     found = find_groups(view, (x,))
     assert names <= {g.name for g in found.groups}
-    assert MacModel(found).total == count_macs(module, (x,))
+    assert Macs(found).total == count_macs(module, (x,))
     removal = {g.name: list(range(0, g.channels, 2)) for g in found.groups}
     cut = removed(found, removal)
     assert difference(cut.view, masked(found, removal), (x,)) < 1e-5
-    assert MacModel(found).after(removal) == count_macs(cut.view, (x,)) < 0.7 * MacModel(found).total
+    assert Macs(found).left(counts_of(found, removal)) == count_macs(cut.view, (x,)) < 0.7 * Macs(found).total
     with torch.no_grad():
         assert cut.view(more).shape == module(more).shape
+
+
+class Hourglass(nn.Module):
+    """Wide in the middle at full resolution, with a skip that stays alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 32, 3, padding=1)
+        self.c, self.d = nn.Conv2d(32, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        y = self.a(x).relu()
+        return self.d(self.c(self.b(y).relu()) + y).mean((2, 3))
+
+
+def test_parameters_and_peak_memory_are_counted_by_hand():
+    x = image(2, 1, 10, 10)
+    found = find_groups(lift(Hourglass().eval(), (x,)), (x,))
+    weights = {"a": 80, "b": 8 * 32 * 9 + 32, "c": 32 * 8 * 9 + 8, "d": 18}
+    assert Parameters(found).total == sum(weights.values())
+    # While c runs: its input of 32 channels, its output of 8, and the skip of 8, of 100 floats each.
+    assert Memory(found).total == (32 + 8 + 8) * 100 * 4
+    half = counts_of(found, {"b": list(range(16))})
+    assert Memory(found).left(half) == (16 + 8 + 8) * 100 * 4
+    assert Parameters(found).left(half) == sum(weights.values()) - (weights["b"] + 32 * 8 * 9) // 2
+
+
+def test_a_budget_of_memory_is_met_where_the_bottleneck_moves():
+    x = image(2, 1, 10, 10)
+    found = find_groups(lift(Hourglass().eval(), (x,)), (x,))
+    scores, cost = score("l2", found, []), Memory(found)
+    plan = choose(found, scores, cost, cost.total // 3, round_to=4, floor=0.1)
+    assert plan.reached
+    assert {line.group: line.kept for line in plan.lines}["b"] <= 12
+    assert plan.left == cost.left(counts_of(found, plan.removal)) <= cost.total // 3
+    impossible = choose(found, scores, cost, 0, round_to=4, floor=0.5)
+    assert (impossible.reached, set(impossible.binding)) == (False, {"a", "b"})
 
 
 def test_a_mask_is_no_copy_of_the_removal():

@@ -101,7 +101,14 @@ def test_what_cannot_be_pruned_is_refused(dense, tmp_path):
     several = replace(dense, inputs=(*INPUTS, *INPUTS))
     with pytest.raises(UsageError, match="has 2 inputs"):
         Prune(macs=0.5).apply(several, context(tmp_path))
-    for wrong in ({"macs": 1.5}, {"macs": 0}, {"macs": 0.5, "round_to": 0}, {"macs": 0.5, "importance": "luck"}):
+    for wrong in (
+        {},
+        {"macs": 0.5, "memory": 0.5},
+        {"macs": 1.5},
+        {"macs": 0},
+        {"macs": 0.5, "round_to": 0},
+        {"macs": 0.5, "importance": "luck"},
+    ):
         with pytest.raises(ValidationError):
             Prune(**wrong)
 
