@@ -39,7 +39,7 @@ def convolution(call: Call) -> Axes:
         unify(bias[0], made)
     call.reads(0, 1, f"{call.node.target}.weight", 0 if layer.transposed else 1)
     pixels = math.prod(call.values["input"].shape[2:] if layer.transposed else call.shape[2:])
-    call.works(multiplied, call.shape[0] * pixels * math.prod(layer.kernel_size))
+    call.works([source[0], *multiplied], pixels * math.prod(layer.kernel_size))
     call.setting("groups", lambda counts: count(resolved(groups), counts))
     call.setting("in_channels", lambda counts: count(resolved(read), counts))
     call.setting("out_channels", lambda counts: count(resolved(made), counts))
@@ -54,7 +54,7 @@ def linear(call: Call) -> Axes:
     if bias is not None:
         unify(bias[0], weight[0])
     call.reads(0, -1, f"{call.node.target}.weight", 1)
-    call.works(weight, math.prod(call.shape[:-1]))
+    call.works([*source[:-1], *weight], 1)
     call.setting("in_features", lambda counts: count(resolved(weight[1]), counts))
     call.setting("out_features", lambda counts: count(resolved(weight[0]), counts))
     return [*source[:-1], resolved(weight[0])]

@@ -526,6 +526,14 @@ RULES: dict[Any, Rule] = {
         ),
         permute,
     ),
+    # These torch does not mark.
+    **dict.fromkeys(
+        (
+            aten.hardswish, aten.hardswish_, aten.relu6_, aten.mish_, aten.gelu_, aten.log_sigmoid, aten.where,
+            aten.masked_fill, aten.masked_fill_, aten.rsub, aten.true_divide,
+        ),
+        pointwise,
+    ),
     **dict.fromkeys((aten.expand, aten.expand_as, aten.broadcast_to), expand),
     **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.zeros, aten.ones), filled),
     **dict.fromkeys(

@@ -112,6 +112,21 @@ class Signal(nn.Module):
         return F.linear(self.back(y.relu()), self.table.weight)
 
 
+class Mixer(nn.Module):
+    """Dense layers over positions and over channels in turns, with an activation that torch does not mark."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.norm = nn.Conv2d(3, 24, 4, 4), nn.LayerNorm(24)
+        self.over, self.back = nn.Linear(16, 40), nn.Linear(40, 16)
+        self.up, self.down, self.head = nn.Linear(24, 48), nn.Linear(48, 24), nn.Linear(24, 3)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = x + self.back(F.hardswish(self.over(self.norm(x).transpose(1, 2)))).transpose(1, 2)
+        return self.head((x + self.down(F.hardswish(self.up(x), inplace=True))).mean(1))
+
+
 def image(*shape):
     return torch.randn(shape)
 
@@ -122,6 +137,7 @@ CASES = {
     "multi head": (MultiHead, image(2, 7, 6), {"a"}),
     "grouped queries": (Grouped, image(2, 5, 16), {"q[0]", "q[1]", "q[2]"}),
     "shuffled": (Shuffled, image(2, 3, 8, 8), set()),
+    "mixer": (Mixer, image(2, 3, 16, 16), {"patch", "over", "up"}),
     "signal": (Signal, torch.randint(0, 20, (2, 9)), {"back"}),
 }
 
