@@ -451,6 +451,17 @@ def test_convergence_is_told(damaged, tmp_path):
     assert all(entry["samples_per_second"] > 0 for entry in curve)
 
 
+def test_the_report_draws_losses_and_scores_and_nothing_else(damaged, tmp_path):
+    from edgekit.report.figures import curves
+    from edgekit.report.report import StageInfo
+
+    done = asked(regularize={"ema": 0.9}).apply(damaged, context(tmp_path)).history[-1]
+    info = StageInfo(name="distill", config=dict(done.config), seconds=done.seconds, curve=tuple(map(dict, done.curve)))
+    drawn = [str(chart) for chart in curves(info)]
+    assert [chart.partition("</h3>")[0].rpartition(": ")[2] for chart in drawn] == ["loss", "accuracy"]
+    assert all(name in drawn[0] for name in ("train loss", "held out loss", "ema held out loss"))
+
+
 def test_frozen_layers_are_not_learned(damaged, tmp_path):
     module = copy.deepcopy(damaged.module)
     module.a.requires_grad_(False)
