@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgekit.metrics import paired_accuracy
+from edgekit.metrics import paired_difference
 from edgekit.report.predictions import Predictions
 from edgekit.report.quantities import show, show_interval, turned
 from edgekit.report.report import Result
 from edgekit.report.values import Bounds
+from edgekit.tasks import LEAST
 
 SMALLER = frozenset({"fp16", "int8_weights", "int4_weights"})
 """Precisions that a recipe asks for by name to get a smaller file: these ship unless they are shown slower."""
@@ -55,7 +56,8 @@ def choose_ships(
 
     The quantized bundle ships if it is not shown slower or worse: where a device measured it, the upper bound of its
     paired p50 ratio against float lies below 1 (the lower bound, for a precision that is wanted for its size); and it
-    loses at most `max_drop` (a fraction: 0.005 = 0.5 pp) of accuracy against float. Without labels its outputs must be
+    loses at most `max_drop` (a fraction: 0.005 = 0.5 pp) of accuracy, or of the first share that its task has (mAP,
+    mIoU, AUC, recall), against float. Without labels, or where the task is told by no share, its outputs must be
     `min_snr` dB from float's. What could not be measured, for want of a device or of its runtime, lets it ship
     unverified, and the reason says so; unless `quantize` saw on the host that it is too far from float (`refused`).
     """
@@ -130,9 +132,9 @@ def _speed(quantized: Result, base: Result) -> _Finding:
 def _near(
     quantized: Result, base: Result, max_drop: float, min_snr: float, refused: str | None, load: Loader | None
 ) -> _Finding:
-    """How near it is to float: in accuracy where that was measured, else in its outputs."""
-    if quantized.accuracy is not None and base.accuracy is not None:
-        return _drop(quantized, base, max_drop, load)
+    """How near it is to float: in accuracy or the task's own share where that was measured, else in its outputs."""
+    if (metric := _told_by(quantized, base)) is not None:
+        return _drop(metric, quantized, base, max_drop, load)
     snr = _snr_against(quantized, base)
     if snr is None and refused:
         return _Finding(False, refused)
@@ -152,24 +154,37 @@ def _snr_against(quantized: Result, base: Result) -> float | None:
     return float(-10 * math.log10(max(after - before, before / 100)))  # a hundredth is what a difference can tell
 
 
-def _drop(quantized: Result, base: Result, max_drop: float, load: Loader | None) -> _Finding:
-    mine, theirs = quantized.accuracy, base.accuracy
-    assert mine is not None and theirs is not None
-    drop = theirs.value - mine.value
-    paired = _paired_drop(quantized, base, load)
+def _told_by(quantized: Result, base: Result) -> str | None:
+    """The metric by which the task is told, where it is a share that can be lost and both have it."""
+    if quantized.accuracy is not None and base.accuracy is not None:
+        return "accuracy"
+    mine, theirs = (r.metrics.scores if r.metrics else {} for r in (quantized, base))
+    shares = (name for name, seen in mine.items() if seen.unit == "share" and name in theirs and seen.n >= LEAST)
+    return next(shares, None)
+
+
+def _value(metric: str, result: Result) -> float:
+    seen = result.accuracy if metric == "accuracy" else result.metrics.scores[metric] if result.metrics else None
+    assert seen is not None
+    return seen.value
+
+
+def _drop(metric: str, quantized: Result, base: Result, max_drop: float, load: Loader | None) -> _Finding:
+    drop = _value(metric, base) - _value(metric, quantized)
+    paired = _paired_drop(metric, quantized, base, load)
     change = "gains" if drop < 0 else "loses"
     seen = show_interval(turned(paired) if drop < 0 else paired, "points") if paired else show(abs(drop), "points")
     allowed = f"max_drop is {show(max_drop, 'points')}"
     if drop <= max_drop + 1e-12:
-        return _Finding(True, f"{change} {seen} of accuracy against {base.role} ({allowed})")
-    return _Finding(False, f"{change} {seen} of accuracy against {base.role} ({allowed})")
+        return _Finding(True, f"{change} {seen} of {metric} against {base.role} ({allowed})")
+    return _Finding(False, f"{change} {seen} of {metric} against {base.role} ({allowed})")
 
 
-def _paired_drop(quantized: Result, base: Result, load: Loader | None) -> Bounds | None:
+def _paired_drop(metric: str, quantized: Result, base: Result, load: Loader | None) -> Bounds | None:
     if load is None or quantized.predictions_file is None or base.predictions_file is None:
         return None
     mine, theirs = load(quantized.predictions_file), load(base.predictions_file)
-    if mine.labels is None or not mine.same_samples(theirs):
+    if not mine.same_samples(theirs) or (metric == "accuracy" and mine.labels is None):
         return None
-    gap = paired_accuracy(theirs.correct(), mine.correct())
+    gap = paired_difference(metric, theirs, mine)
     return Bounds(value=gap.value, low=gap.low, high=gap.high)

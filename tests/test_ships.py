@@ -4,7 +4,7 @@ import pytest
 from edgekit import ships
 from edgekit.report.predictions import Predictions
 from edgekit.report.report import Paired, Result
-from edgekit.report.values import Interval, Metrics
+from edgekit.report.values import Interval, Metrics, Score
 
 MAX_DROP = 0.005
 
@@ -155,3 +155,24 @@ def test_one_bundle_ships_for_each_target_and_backend():
     assert shipped == [("pc", "openvino", "quantized"), ("pc", "litert", "float"), ("board", "litert", "quantized")]
     assert len(warnings) == 1
     assert warnings[0].startswith("pc, litert: float fp32 ships: int8 is not shown faster than float")
+
+
+def scored(role, value, n=100, ratio=None, name="map"):
+    seen = Score(value=value, low=value - 0.01, high=value + 0.01, n=n, unit="share")
+    more = {"metrics": Metrics(scores={name: seen}), "snr_db": 12.0 if role == "quantized" else 60.0}
+    return result(role, None, ratio, **more)
+
+
+@pytest.mark.parametrize(("value", "role"), [(0.4, "quantized"), (0.396, "quantized"), (0.39, "float")])
+def test_a_task_that_is_told_by_a_share_ships_by_it(value, role):
+    found = choose(scored("float", 0.4), scored("quantized", value, ratio=0.5))
+    assert found.result.role == role
+    assert found.verified
+    if value == 0.39:
+        assert "loses 1.00 pp of map against float (max_drop is 0.50 pp)" in found.reason
+
+
+def test_of_few_samples_the_outputs_decide():
+    found = choose(scored("float", 0.4, n=20), scored("quantized", 0.4, n=20, ratio=0.5))
+    assert found.result.role == "float"
+    assert "gives outputs only" in found.reason

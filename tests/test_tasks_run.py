@@ -12,10 +12,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import edgekit
+from edgekit.baseline import accept
 from edgekit.data import DataSet, Split
 from edgekit.datasource import load_data
-from edgekit.errors import UsageError
+from edgekit.errors import MissingDependencyError, UsageError
+from edgekit.gating import run_gate
 from edgekit.report.report import read_report
+from edgekit.scoring import Asked
+from edgekit.scoring import score as score_task
 from edgekit.tasks import TASKS
 
 RECIPE = """
@@ -237,7 +241,6 @@ def test_few_samples_have_no_interval_to_judge_by_but_for_shares_of_hits(tmp_pat
 
 
 def test_answers_that_are_not_finite_are_not_scored_and_said_so():
-    from edgekit.scoring import Asked
     from edgekit.scoring.evaluated import evaluate_task
 
     data = DataSet("d", {}, task="regression")
@@ -258,3 +261,30 @@ def test_labels_of_a_task_go_through_splits_derived_and_are_part_of_the_digest(t
         assert split.labels is None
         assert [f"all/{int(label)}" for label in split.truth] == list(split.ids)
     assert isinstance(a.split("test").take(np.array([0])), Split)
+
+
+@pytest.mark.parametrize(
+    ("task", "package"), [("anomaly", "sklearn"), ("restoration", "skimage"), ("detection", "pycocotools")]
+)
+def test_a_library_that_is_missing_is_one_line_with_what_to_type(monkeypatch, task, package):
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    truth = np.zeros((4, 1, 5)) if task == "detection" else np.zeros((4, 8, 8))
+    with pytest.raises(MissingDependencyError, match=rf"needs the package '{package}'.*pip install '.*\[metrics\]'"):
+        score_task(task, Asked([truth], [truth], truth, list))
+
+
+def test_a_task_is_compared_with_what_was_measured_before(tmp_path):
+    pytest.importorskip("sklearn")
+    proto, x, truth = ready("anomaly")
+    run(tmp_path, "anomaly", proto, x, truth)
+    (tmp_path / "out").rename(tmp_path / "before")
+    run(tmp_path, "anomaly", proto, x, truth, ["auc, vs: previous, max_regression: 1pp"])
+    judged = run_gate(tmp_path / "out", previous=tmp_path / "before").judgements
+    assert [(entry.verdict, entry.observed.value) for entry in judged] == [("pass", 0)], judged[0].reason
+    clauses = tmp_path / "gate.yaml"
+    clauses.write_text("version: 1\ngate: [{metric: auc, vs: baseline, max_regression: 1pp, target: x86-64}]\n")
+    accept(tmp_path / "before", tmp_path / "baselines", store=str(tmp_path / "store"))
+    judged = run_gate(tmp_path / "out", clauses=clauses, baselines=tmp_path / "baselines").judgements
+    assert [(entry.verdict, entry.observed.value) for entry in judged] == [("pass", 0)], judged[0].reason
