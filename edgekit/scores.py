@@ -19,7 +19,7 @@ What is kept of `N` samples, by name of the array (`Evidence`):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from edgekit.tasks import METRICS
 
 Array = npt.NDArray[np.floating]
 Evidence = Mapping[str, Array]
+Rows = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.float64]
 """How often each sample counts, `[B, N]`."""
 Statistic = Callable[[Counts], npt.NDArray[np.float64]]
@@ -148,31 +149,40 @@ def _average_precision(found: Array, wanted: Array) -> Statistic:
     for kind in np.unique(wanted[:, 1]):
         mine = found[found[:, 1] == kind]
         mine = mine[np.argsort(-mine[:, 2], kind="stable")]
-        parts.append((mine[:, 0].astype(np.int64), mine[:, 3:] > 0, wanted[wanted[:, 1] == kind, 0].astype(np.int64)))
+        hits = [np.flatnonzero(column) for column in (mine[:, 3:] > 0).T]
+        parts.append((mine[:, 0].astype(np.int64), hits, wanted[wanted[:, 1] == kind, 0].astype(np.int64)))
+    step = max(1, CHUNK // max(1, *(len(rows) for rows, _, _ in parts)))
 
     def value(counts: Counts) -> npt.NDArray[np.float64]:
-        seen = [_class_precision(counts[:, rows], hits, counts[:, truth].sum(axis=1)) for rows, hits, truth in parts]
+        drawn = [counts[start : start + step] for start in range(0, len(counts), step)]
+        seen = [
+            np.concatenate([_class_precision(some[:, rows], hits, some[:, truth].sum(axis=1)) for some in drawn])
+            for rows, hits, truth in parts
+        ]
         known = np.isfinite(seen)
         return _over(np.stack([np.where(known, seen, 0).sum(axis=0), known.sum(axis=0)], axis=-1).astype(np.float64))
 
     return value
 
 
-def _class_precision(weights: Counts, hits: npt.NDArray[np.bool_], wanted: Counts) -> npt.NDArray[np.float64]:
-    """Average precision `[B]` of one class: detections `[B, D]` best first, `hits` `[D, thresholds]`, boxes `[B]`."""
-    if not weights.shape[1]:
-        return np.where(wanted > 0, 0.0, np.nan)
+def _class_precision(weights: Counts, hits: Sequence[Rows], wanted: Counts) -> npt.NDArray[np.float64]:
+    """Average precision `[B]` of one class: detections `[B, D]` best first, labels `[B]`.
+
+    `hits` are the columns that match, one array a threshold: recall grows there alone, and precision is highest there.
+    """
     every = np.cumsum(weights, axis=1)
-    total = np.zeros(len(weights))
-    for column in hits.T:
-        right = np.cumsum(weights * column, axis=1)
-        precision = right / np.maximum(every, 1e-300)
+    total, labelled = np.zeros(len(weights)), np.maximum(wanted, 1)
+    for columns in hits:
+        if not len(columns):
+            continue
+        right = np.cumsum(weights[:, columns], axis=1)
+        precision = right / np.maximum(every[:, columns], 1)
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        for row in np.flatnonzero(wanted > 0):
-            at = np.searchsorted(right[row] / wanted[row], RECALLS, side="left")
-            inside = at[at < len(column)]
-            total[row] += precision[row, inside].sum() / len(RECALLS)
-    return np.where(wanted > 0, total / hits.shape[1], np.nan)
+        recall = right / labelled[:, None]
+        for row in range(len(weights)):
+            at = np.searchsorted(recall[row], RECALLS, side="left")
+            total[row] += precision[row, at[at < len(columns)]].sum()
+    return np.where(wanted > 0, total / len(RECALLS) / len(hits), np.nan)
 
 
 def check_evidence(name: str, values: Array, n: int) -> None:
