@@ -129,8 +129,9 @@ def in_process(name: str, route: str, options: argparse.Namespace) -> Row:
 
 def alone(name: str, route: str, options: argparse.Namespace) -> None:
     """In a process of its own: measure, and leave the row in a file; what it is at, too, in case it is killed."""
-    resource.setrlimit(resource.RLIMIT_AS, (options.memory_bytes, options.memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CPU, (options.limit_s, options.limit_s + 5))
+    for kind, most in ((resource.RLIMIT_AS, options.memory_bytes), (resource.RLIMIT_CPU, options.limit_s)):
+        _, hard = resource.getrlimit(kind)
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     folder = options.work / name
 
     def at(row: Row) -> None:
