@@ -152,7 +152,7 @@ class Oracle:
             return found
         classes = self.data.classes
         seen = evaluate(scores(outputs), self.split.labels, probabilities=self.probabilities, classes=classes)
-        return seen if found is None else replace(seen, user=found.user)
+        return seen if found is None else replace(seen, user=found.user, notes=found.notes)
 
     def snr_db(self, outputs: Sequence[npt.NDArray[np.generic]]) -> float | None:
         """Signal-to-noise ratio of answers to the whole split, in dB."""
@@ -165,7 +165,7 @@ class Oracle:
     @cached_property
     def evaluation(self) -> Evaluation | None:
         """The reference's own metrics; None for a task, or data, without any."""
-        seen = self.evaluate(self.outputs) if self.scored else None
+        seen = self.evaluate(self.outputs) if self.scored or self.data.metrics else None
         if seen is not None and seen.notes:
             raise UsageError(f"data {self.data.name!r}: the model as it came cannot be scored: {'; '.join(seen.notes)}")
         return seen

@@ -40,7 +40,11 @@ def episode_returns(bundle: Path, environment: Environment) -> Floats:
     """
     asked = {"bundle": str(bundle), **vars(environment)}
     done = subprocess.run(
-        [sys.executable, "-B", "-m", __name__], input=json.dumps(asked), capture_output=True, text=True, env=os.environ
+        [sys.executable, "-P", "-B", "-m", "edgekit.episodes"],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        env=os.environ,
     )
     if done.returncode:
         told = done.stderr.strip()

@@ -54,5 +54,8 @@ TASKS: dict[str, tuple[str, ...]] = {
 }
 """Task -> its metrics. Those of `custom` are functions of the user's own; `policy` and `none` have no labels."""
 
+WITHOUT_CLASSES = ("detection", "segmentation", "regression", "embedding", "restoration", "anomaly")
+"""Tasks whose networks give no class logits `[N, classes]`: what is distilled there are outputs as they are."""
+
 LEAST = 30
 """Of fewer samples, only the interval of a share of hits tells anything: resamples of a few that agree all agree."""

@@ -245,6 +245,7 @@ BAD = [
     ("embedding", np.zeros((2, 3, 4)), np.zeros(2, int), "needs an output \\[N, D\\]"),
     ("embedding", np.zeros((2, 3)), np.arange(2), "no two samples share a label"),
     ("restoration", np.zeros((2, 5, 9)), np.zeros((2, 5, 9)), "5 x 9 pixels are smaller than the window"),
+    ("restoration", np.zeros((2, 9, 9)), np.full((2, 9, 9), 5.0), "every value of the labels is 5: there is no range"),
     ("anomaly", np.zeros(3), np.ones(3, int), "all 3 samples are labelled 1; .* undefined with one class only"),
     ("anomaly", np.zeros((3, 2)), np.array([0, 1, 1]), "one score a sample or the input again"),
 ]  # fmt: skip

@@ -288,3 +288,12 @@ def test_a_task_is_compared_with_what_was_measured_before(tmp_path):
     accept(tmp_path / "before", tmp_path / "baselines", store=str(tmp_path / "store"))
     judged = run_gate(tmp_path / "out", clauses=clauses, baselines=tmp_path / "baselines").judgements
     assert [(entry.verdict, entry.observed.value) for entry in judged] == [("pass", 0)], judged[0].reason
+
+
+def test_a_network_without_classes_is_distilled_by_its_outputs(tmp_path, monkeypatch):
+    proto, x, truth = ready("segmentation")
+    stages = "[{{distill: {{epochs: 1}}}}, {{quantize: {{samples: 32}}}}]"
+    monkeypatch.setitem(globals(), "RECIPE", RECIPE.replace("[{{quantize: {{samples: 32}}}}]", stages))
+    report = run(tmp_path, "segmentation", proto, x, truth)
+    assert any("learned from the teacher's outputs alone" in note for note in report.stages[0].notes)
+    assert report.stages[0].metrics["miou"] > 0.7

@@ -38,6 +38,8 @@ def peak_of(truth: Array) -> float:
     low, high = float(truth.min()), float(truth.max())
     if low >= 0 and high <= 1:
         return 1.0
+    if high == low:
+        raise UsageError(f"Task 'restoration': every value of the labels is {low:g}: there is no range to measure by.")
     return high - low
 
 

@@ -14,6 +14,7 @@ from edgekit.errors import UsageError
 from edgekit.extras import require
 from edgekit.model import Model, Step, TorchModel
 from edgekit.stages._training import Trains, remarks
+from edgekit.tasks import WITHOUT_CLASSES
 from edgekit.train.settings import AdversarialTraining
 
 if TYPE_CHECKING:
@@ -68,12 +69,15 @@ class Distill(Trains):
         if not has_batchnorm(student):
             sample = some(train.split, 512, ctx.seed)
             student, added = with_batchnorm(student, (x for x, _ in sample.batches(64)))
+        settings = self.settings(ctx.seed)
+        if ctx.data.task in WITHOUT_CLASSES:
+            settings = replace(settings, objective="outputs")
         result = recover(
             student,
             teacher,
             train,
             held_out,
-            self.settings(ctx.seed),
+            settings,
             folder=ctx.work,
             progress=ctx.progress,
             deadline=ctx.deadline,
