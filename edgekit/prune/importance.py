@@ -6,12 +6,17 @@
   the biases have taken up the mean (FLAP, An et al. 2023, arXiv:2312.11983). Needs samples alone.
 - `l1`, `l2`: norms of all weights of the channel in the group (Li et al. 2016, arXiv:1608.08710; group norms as in
   Fang et al. 2023, arXiv:2301.12900).
+- `geometric_median`: how far the weights that make a channel lie from those of all others: what lies in the middle can
+  be stood in for (FPGM, He et al. 2019, arXiv:1811.00250).
+- `fisher`: half the sum over the channel's weights of their square times the mean square of the loss's gradient, sample
+  by sample: optimal brain damage (LeCun et al. 1989) with the diagonal of the empirical Fisher matrix. Needs labels.
 - `bn_scale`: magnitude of BatchNorm's scale (Liu et al. 2017, arXiv:1708.06519).
 - `random`: the control.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
@@ -26,7 +31,9 @@ from edgekit.prune.follow import Reads
 from edgekit.prune.groups import Group, Member
 from edgekit.prune.shapes import owner_of
 
-Importance = Literal["taylor", "activation", "l1", "l2", "bn_scale", "random"]
+Importance = Literal["taylor", "fisher", "activation", "l1", "l2", "geometric_median", "bn_scale", "random"]
+LABELLED: tuple[Importance, ...] = ("taylor", "fisher")
+"""Those that need labels."""
 Batch = tuple[Tensor, Tensor | None]
 """Inputs of the model and class labels `[N]`, or None."""
 Scores = dict[str, Tensor]
@@ -36,11 +43,18 @@ Index = Sequence[Sequence[int]]
 
 
 def score(kind: Importance, found: Found, batches: Iterable[Batch], seed: int = 0) -> Scores:
-    """The score of every channel. `batches` is read by `taylor` and `activation` alone; the network is not changed."""
+    """The score of every channel; the network is not changed.
+
+    `batches` is read by `taylor`, `fisher` and `activation` alone.
+    """
     if kind == "taylor":
         return _taylor(found, batches)
+    if kind == "fisher":
+        return _fisher(found, batches)
     if kind == "activation":
         return _activation(found, batches)
+    if kind == "geometric_median":
+        return {g.name: _spread(found.view, g) for g in found.groups}
     if kind == "random":
         generator = torch.Generator().manual_seed(seed)
         return {g.name: torch.rand(g.channels, generator=generator, dtype=torch.float64) for g in found.groups}
@@ -69,6 +83,18 @@ def _norms(module: nn.Module, group: Group, power: int) -> Tensor:
         values = tensor.double().abs().pow(power).movedim(member.axis, -1).reshape(-1, tensor.shape[member.axis])
         total += by_channel(member.index, values.sum(0))
     return total if power == 1 else total.sqrt()
+
+
+def _spread(module: nn.Module, group: Group) -> Tensor:
+    """Sum of the distances to all other channels' weights, over the layers that make the channels."""
+    total = torch.zeros(group.channels, dtype=torch.float64)
+    for member, tensor in _weights(module, group):
+        if member.side == "out":
+            rows = tensor.double().movedim(member.axis, 0).reshape(tensor.shape[member.axis], -1)
+            if len({len(places) for places in member.index}) == 1 and member.index[0]:
+                vectors = torch.stack([rows[list(places)].flatten() for places in member.index])
+                total += torch.cdist(vectors, vectors).sum(1)
+    return total
 
 
 def _bn_scale(module: nn.Module, group: Group) -> Tensor:
@@ -183,6 +209,36 @@ def _taylor(found: Found, batches: Iterable[Batch]) -> Scores:
     return {name: total / max(count, 1) for name, total in scores.items()}
 
 
+def _fisher(found: Found, batches: Iterable[Batch]) -> Scores:
+    """One backward pass a sample, for a sum over samples of squares is not the square of a sum."""
+    view = copy.deepcopy(found.view).requires_grad_(True)
+    squares = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in view.named_parameters()}
+    count = 0
+    with torch.enable_grad():
+        for inputs, labels in batches:
+            if labels is None:
+                raise UsageError("importance 'fisher' needs labels. Use 'activation' for data without.")
+            for at in range(len(labels)):
+                view.zero_grad(set_to_none=True)
+                logits = _logits(view(inputs[at : at + 1]), "fisher")
+                torch.autograd.backward(F.cross_entropy(logits, labels[at : at + 1]))
+                for name, parameter in view.named_parameters():
+                    if parameter.grad is not None:
+                        squares[name] += parameter.grad.double().square()
+                count += 1
+    scores = {}
+    for group in found.groups:
+        total = torch.zeros(group.channels, dtype=torch.float64)
+        for member in group.members:
+            if member.tensor in squares:
+                weight = getattr(*owner_of(found.view, member.tensor)).detach().double()
+                lost = weight.square() * squares[member.tensor] / (2 * max(count, 1))
+                lost = lost.movedim(member.axis, -1).reshape(-1, weight.shape[member.axis]).sum(0)
+                total += by_channel(member.index, lost)
+        scores[group.name] = total
+    return scores
+
+
 def _changes(found: Found, reads: Reads, edge: Tensor, samples: int) -> Tensor:
     """`[samples, positions]`: minus the first-order change of each sample's loss without the position.
 
@@ -206,11 +262,11 @@ def _summed(changes: Sequence[Tensor]) -> list[Tensor]:
     return [torch.stack(list(changes)).sum(0)] if changes else []
 
 
-def _logits(output: Tensor | Sequence[Tensor]) -> Tensor:
+def _logits(output: Tensor | Sequence[Tensor], kind: str = "taylor") -> Tensor:
     logits = output if isinstance(output, Tensor) else output[0]
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise UsageError(
-            f"importance 'taylor' needs class logits [N, classes] as the model's first output, got "
+            f"importance {kind!r} needs class logits [N, classes] as the model's first output, got "
             f"{list(logits.shape)}. Set prune.importance to 'activation'."
         )
     return logits

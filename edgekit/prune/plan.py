@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -41,20 +41,32 @@ class Plan:
     binding: tuple[str, ...] = field(default=())
 
 
-def choose(found: Found, scores: Scores, cost: Cost, target: int, *, round_to: int, floor: float) -> Plan:
+def choose(
+    found: Found,
+    scores: Scores,
+    cost: Cost,
+    target: int,
+    *,
+    round_to: int,
+    least: Mapping[str, int],
+    local: bool = False,
+) -> Plan:
     """Remove the blocks of channels that lose least importance for what they free, until `target` is met.
 
     Importance counts as a share of its group's total, so that groups compare and none is drained. Every group keeps
-    a multiple of `round_to` positions (once it is cut at all; a head of 64 is one already) and at least the share
-    `floor` of its channels. Blocks that still fit under `target` at the end are given back.
+    a multiple of `round_to` positions (once it is cut at all; a head of 64 is one already) and at least `least` of its
+    channels. With `local` importance ranks within groups alone, and all give about the same share. Blocks that still
+    fit under `target` at the end are given back.
     """
-    return _Choice(found, scores, cost, round_to, floor).until(target)
+    return _Choice(found, scores, cost, round_to, least, local=local).until(target)
 
 
 class _Choice:
-    def __init__(self, found: Found, scores: Scores, cost: Cost, round_to: int, floor: float) -> None:
-        self.cost, self.factors = cost, found.factors
-        self.blocks = {g.name: _blocks(g, scores[g.name], round_to, floor) for g in found.groups}
+    def __init__(
+        self, found: Found, scores: Scores, cost: Cost, round_to: int, least: Mapping[str, int], *, local: bool
+    ) -> None:
+        self.cost, self.factors, self.local = cost, found.factors, local
+        self.blocks = {g.name: _blocks(g, scores[g.name], round_to, least.get(g.name, 1)) for g in found.groups}
         self.taken = dict.fromkeys(self.blocks, 0)
         self.counts = {found.factors[name]: found.factors[name].extent for name in self.blocks}
 
@@ -75,6 +87,8 @@ class _Choice:
         block, lost = self.blocks[name][self.taken[name]]
         one = self.factors[name]
         freed = self.cost.freed(self.counts, one, self.counts[one] - len(block))
+        if self.local and freed > 0:
+            return 1 - (self.counts[one] - len(block)) / one.extent
         return lost / freed if freed > 0 else math.inf
 
     def move(self, name: str, step: int) -> None:
@@ -128,12 +142,12 @@ class _Choice:
         return Line(name, one.extent, self.counts[one], lost, whole - left)
 
 
-def _blocks(group: Group, scores: Tensor, round_to: int, floor: float) -> list[tuple[list[int], float]]:
+def _blocks(group: Group, scores: Tensor, round_to: int, least: int) -> list[tuple[list[int], float]]:
     """The group's removable channels, least important first, in blocks with the importance that each costs."""
     order = torch.argsort(scores, stable=True).tolist()
     normed = (scores / scores.sum().clamp_min(1e-30)).tolist()
     unit = _unit(group, round_to)
-    least = max(math.ceil(group.channels * floor), min(unit, group.channels), 1)
+    least = max(least, min(unit, group.channels), 1)
     cuts, at = [], 0
     while True:
         size = (group.channels - at) % unit or unit

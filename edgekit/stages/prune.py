@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from edgekit.context import RunContext
+from edgekit.context import RunContext, Task
 from edgekit.errors import BuildError, UsageError
 from edgekit.extras import require
 from edgekit.model import Model, Step, TorchModel
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from edgekit.train.samples import Samples
 
 BATCH = 128
+Importance = Literal["taylor", "fisher", "activation", "l1", "l2", "geometric_median", "bn_scale", "random"]
 BUDGETS = ("macs", "parameters", "memory")
 
 
@@ -56,9 +58,14 @@ class Prune(BaseModel):
     memory: float | None = Field(
         None, gt=0, le=1, description="share of the peak memory of activations that remains, instead of macs"
     )
-    importance: Literal["taylor", "activation", "l1", "l2", "bn_scale", "random"] = Field(
-        "taylor", description="how channels are ranked; taylor falls back to activation where there are no labels"
+    importance: Importance = Field(
+        "taylor",
+        description="how channels are ranked; taylor and fisher fall back to activation where there are no labels",
     )
+    scope: Literal["global", "local"] = Field(
+        "global", description="channels of all groups compete, or every group gives the same share"
+    )
+    iterations: int = Field(1, ge=1, le=100, description="in so many steps, ranking what is left anew each time")
     round_to: int = Field(8, ge=1, description="kept channels are a multiple of this: latency is a staircase")
     keep_at_least: float = Field(0.125, ge=0, le=1, description="share of its channels that every group keeps")
     samples: int = Field(1024, ge=1, description="training samples that rank channels and measure statistics")
@@ -98,40 +105,29 @@ class _Run:
         self.stage, self.model, self.ctx = stage, model, ctx
         self.samples: Samples = some(training_split(ctx.data), stage.samples, ctx.seed)
         self.started = time.monotonic()
+        self.total = 0
+        """What the untouched network costs."""
+        self.least: dict[str, int] = {}
+        """How many channels every group keeps at least."""
 
     def result(self) -> TorchModel:
         from dataclasses import replace
 
-        from edgekit.graph.lifted import lift
-        from edgekit.prune.cost import Macs, Memory, Parameters, count_macs
-        from edgekit.prune.find import find_groups
-        from edgekit.prune.importance import score
-        from edgekit.prune.plan import choose
+        from edgekit.prune.cost import count_macs
         from edgekit.prune.shapes import parameters
 
-        stage = self.stage
-        with self.ctx.progress.task("prune", total=4) as task:
-            probe = (self.inputs(2),)
-            dense = lift(self.model.module, probe)
-            found = find_groups(dense, probe)
-            kinds: dict[str, Callable[[Found], Cost]] = {"macs": Macs, "parameters": Parameters, "memory": Memory}
-            budget, share = stage.budget
-            cost = kinds[budget](found)
-            task.advance(note="ranking channels")
-            kind = "activation" if stage.importance == "taylor" and not self.samples.labelled else stage.importance
-            scores = score(kind, found, self.batches(), self.ctx.seed)
-            task.advance(note="choosing channels")
-            target = int(cost.total * share)
-            plan = choose(found, scores, cost, target, round_to=stage.round_to, floor=stage.keep_at_least)
-            task.advance(note="measuring statistics")
-            module, lines = self.cut(found, plan)
-            task.advance()
-        before, macs = Macs(found).total, count_macs(module, (probe[0][:1],))
+        stage, dense = self.stage, self.model.module
+        with self.ctx.progress.task("prune", total=4 * stage.iterations) as task:
+            module, lines = dense, list[str]()
+            for number in range(stage.iterations):
+                share = stage.budget[1] ** ((number + 1) / stage.iterations)
+                module, lines = self.once(module, share, task)
+        probe = self.inputs(2)[:1]
+        before, macs = count_macs(dense, (probe,)), count_macs(module, (probe,))
         sizes = (parameters(dense), parameters(module))
         notes = (
             f"{before / 1e6:.1f} M -> {macs / 1e6:.1f} M multiply-accumulates ({macs / before:.1%}), "
             f"{sizes[0]:,} -> {sizes[1]:,} parameters",
-            *self.remarks(kind, found, plan, cost),
             *lines,
         )
         step = Step(
@@ -143,6 +139,39 @@ class _Run:
             parameters=sizes[1],
         )
         return replace(self.model, module=module).after(step)
+
+    def once(self, module: nn.Module, share: float, task: Task) -> tuple[nn.Module, list[str]]:
+        """Cut down to `share` of what the untouched network costs; the smaller module, and lines about it."""
+        from edgekit.graph.lifted import lift
+        from edgekit.prune.cost import Macs, Memory, Parameters
+        from edgekit.prune.find import find_groups
+        from edgekit.prune.importance import LABELLED, score
+        from edgekit.prune.plan import choose
+
+        stage, probe = self.stage, (self.inputs(2),)
+        found = find_groups(lift(module, probe), probe)
+        kinds: dict[str, Callable[[Found], Cost]] = {"macs": Macs, "parameters": Parameters, "memory": Memory}
+        cost = kinds[stage.budget[0]](found)
+        self.total = self.total or cost.total
+        for group in found.groups:
+            self.least.setdefault(group.name, math.ceil(group.channels * stage.keep_at_least))
+        task.advance(note="ranking channels")
+        kind = "activation" if stage.importance in LABELLED and not self.samples.labelled else stage.importance
+        scores = score(kind, found, self.batches(), self.ctx.seed)
+        task.advance(note="choosing channels")
+        plan = choose(
+            found,
+            scores,
+            cost,
+            int(self.total * share),
+            round_to=stage.round_to,
+            least=self.least,
+            local=stage.scope == "local",
+        )
+        task.advance(note="measuring statistics")
+        smaller, lines = self.cut(module, found, plan)
+        task.advance()
+        return smaller, [*self.remarks(kind, found, plan, cost), *lines]
 
     def inputs(self, count: int) -> Tensor:
         import numpy as np
@@ -160,7 +189,7 @@ class _Run:
         for inputs, labels in self.samples.batches(BATCH):
             yield self.cast(inputs), labels
 
-    def cut(self, found: Found, plan: Plan) -> tuple[nn.Module, list[str]]:
+    def cut(self, dense: nn.Module, found: Found, plan: Plan) -> tuple[nn.Module, list[str]]:
         """The smaller module with its statistics put right, and lines about how.
 
         Raises:
@@ -176,7 +205,7 @@ class _Run:
         off = difference(result.view, masked(found, plan.removal), probe)
         if off is None:
             raise BuildError("Pruning went wrong: the smaller network is not the masked original. Please report it.")
-        module = as_source(self.model.module, result, probe)
+        module = as_source(dense, result, probe)
         if not plan.removal:
             return module.eval(), ["nothing was removed"]
         proof = f"equals the original with those channels masked: largest difference {off:.1e} of the largest output"
@@ -203,13 +232,13 @@ class _Run:
             lines.append(f"importance {kind!r} instead of {self.stage.importance!r}: the data has no labels")
         if not plan.reached:
             lines.append(
-                f"asked for {self.stage.budget[1]:.0%} of the {cost.unit}, reached {plan.left / cost.total:.1%}: "
+                f"asked for {self.stage.budget[1]:.0%} of the {cost.unit}, reached {plan.left / self.total:.1%}: "
                 f"every group keeps at least {self.stage.keep_at_least:.1%} and a multiple of {self.stage.round_to}; "
                 f"{_named(plan.binding)} can give no more"
             )
         elif self.stage.budget[0] == "memory":
             lines.append(
-                f"{cost.total / 1e3:,.0f} kB -> {plan.left / 1e3:,.0f} kB of activations at once, for a sample"
+                f"{self.total / 1e3:,.0f} kB -> {plan.left / 1e3:,.0f} kB of activations at once, for a sample"
             )
         others: dict[str, list[str]] = {}
         for name, why in found.whole.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -73,6 +75,11 @@ def settled(module: nn.Module, *shape: int) -> nn.Module:
             layer.running_mean.normal_(0, 0.1)
             layer.running_var.uniform_(0.5, 1.5)
     return module.eval()
+
+
+def least(found, share: float) -> dict[str, int]:
+    """So many channels of every group, as a share."""
+    return {group.name: math.ceil(group.channels * share) for group in found.groups}
 
 
 def stripes(count: int = 240, *, labels: bool = True, name: str = "stripes") -> DataSet:

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from prune_models import Mixed, ResNet20, settled  # noqa: E402
+from prune_models import Mixed, ResNet20, least, settled  # noqa: E402
 from torch import nn  # noqa: E402
 
 from edgekit.errors import UsageError  # noqa: E402
@@ -171,14 +171,14 @@ def test_a_plan_keeps_multiples_and_its_floor_and_lands_just_under_its_target():
     found = found_in(module, x)
     cost, scores = Macs(found), score("l2", found, [])
     for share in (0.8, 0.5):
-        plan = choose(found, scores, cost, int(cost.total * share), round_to=4, floor=0.25)
+        plan = choose(found, scores, cost, int(cost.total * share), round_to=4, least=least(found, 0.25))
         assert plan.reached
         assert 0.8 * share * cost.total < plan.left <= share * cost.total
         for group in found.groups:
             gone = len(plan.removal.get(group.name, ()))
             assert (group.channels - gone) % 4 == 0
             assert group.channels - gone >= 0.25 * group.channels
-    plan = choose(found, scores, cost, 0, round_to=4, floor=0.25)
+    plan = choose(found, scores, cost, 0, round_to=4, least=least(found, 0.25))
     assert not plan.reached
 
 
@@ -187,13 +187,13 @@ def test_the_least_important_channels_go_first():
     x = torch.randn(4, 1, 12, 12)
     found = found_in(module, x)
     cost, scores = Macs(found), score("random", found, [], seed=3)
-    plan = choose(found, scores, cost, cost.total // 2, round_to=4, floor=0.0)
+    plan = choose(found, scores, cost, cost.total // 2, round_to=4, least={})
     for name, gone in plan.removal.items():
         kept = [c for c in range(len(scores[name])) if c not in gone]
         assert scores[name][gone].max() <= scores[name][kept].min()
 
 
-@pytest.mark.parametrize("kind", ["taylor", "activation", "l1", "l2", "bn_scale"])
+@pytest.mark.parametrize("kind", ["taylor", "fisher", "activation", "l1", "l2", "bn_scale"])
 def test_a_dead_channel_scores_lowest(kind):
     module = settled(Mixed())
     with torch.no_grad():
@@ -210,6 +210,43 @@ def test_a_dead_channel_scores_lowest(kind):
     scores = score(kind, replace(found, groups=groups), [(x, y)])[groups[0].name]
     assert int(scores.argmin()) == 5
     assert scores.min() < 1e-9 < scores.sort().values[1]
+
+
+def test_a_local_plan_takes_the_same_share_of_every_group():
+    module = settled(ResNet20())
+    found = found_in(module, torch.randn(2, 3, 32, 32))
+    cost, scores = Macs(found), score("l2", found, [])
+    plan = choose(found, scores, cost, cost.total // 2, round_to=1, least=least(found, 0.1), local=True)
+    shares = [line.kept / line.channels for line in plan.lines if line.channels > 8]
+    assert plan.reached
+    assert max(shares) - min(shares) < 0.15
+
+
+def test_fisher_is_the_mean_square_of_every_samples_gradient():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    x, y = torch.randn(7, 6), torch.tensor([0, 1, 2, 1, 0, 2, 2])
+    found = found_in(module, x[:2])
+
+    def loss(weights, one, label):
+        logits = torch.func.functional_call(module, weights, (one[None],))
+        return nn.functional.cross_entropy(logits, label[None])
+
+    weights = dict(module.named_parameters())
+    grads = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(weights, x, y)
+    lost = {n: weights[n].detach() ** 2 * grads[n].pow(2).mean(0) / 2 for n in weights}
+    expected = lost["0.weight"].sum(1) + lost["0.bias"] + lost["2.weight"].sum(0)
+    seen = score("fisher", found, [(x[:4], y[:4]), (x[4:], y[4:])])["0"]
+    torch.testing.assert_close(seen.float(), expected, rtol=1e-4, atol=1e-9)
+
+
+def test_what_lies_at_the_geometric_median_goes_first():
+    layer = nn.Conv2d(1, 5, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([0.0, 1.0, 2.0, 10.0, -5.0]).reshape(5, 1, 1, 1))
+    module = nn.Sequential(layer, nn.ReLU(), nn.Conv2d(5, 2, 1)).eval()
+    found = found_in(module, torch.randn(2, 1, 4, 4))
+    assert score("geometric_median", found, [])["0"].tolist() == [18.0, 17.0, 18.0, 42.0, 33.0]
 
 
 def test_taylor_is_the_squared_gradient_of_a_gate():

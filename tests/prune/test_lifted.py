@@ -6,6 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from prune_models import least  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
@@ -192,11 +193,11 @@ def test_a_budget_of_memory_is_met_where_the_bottleneck_moves():
     x = image(2, 1, 10, 10)
     found = find_groups(lift(Hourglass().eval(), (x,)), (x,))
     scores, cost = score("l2", found, []), Memory(found)
-    plan = choose(found, scores, cost, cost.total // 3, round_to=4, floor=0.1)
+    plan = choose(found, scores, cost, cost.total // 3, round_to=4, least=least(found, 0.1))
     assert plan.reached
     assert {line.group: line.kept for line in plan.lines}["b"] <= 12
     assert plan.left == cost.left(counts_of(found, plan.removal)) <= cost.total // 3
-    impossible = choose(found, scores, cost, 0, round_to=4, floor=0.5)
+    impossible = choose(found, scores, cost, 0, round_to=4, least=least(found, 0.5))
     assert (impossible.reached, set(impossible.binding)) == (False, {"a", "b"})
 
 

@@ -87,6 +87,20 @@ def test_two_runs_give_the_same_bits(dense, tmp_path):
         assert torch.equal(a, b)
 
 
+def test_in_steps_each_ranks_what_is_left(dense, tmp_path):
+    stage = Prune(macs=0.4, round_to=2, samples=64, iterations=3, keep_at_least=0.25)
+    step = stage.apply(dense, context(tmp_path)).history[-1]
+    total = cost(dense.reference.proto).macs
+    assert 0.3 * total < step.macs <= 0.4 * total
+    pruned = stage.apply(dense, context(tmp_path))
+    assert min(pruned.module.c.out_channels / 24, pruned.module.d.out_channels / 16) >= 0.25  # of what was there first
+    save_torch(pruned, tmp_path / "steps")
+    again = load_torch(tmp_path / "steps", dense).module
+    x = torch.randn(2, 1, 12, 12)
+    with torch.no_grad():
+        assert torch.equal(again(x), pruned.module(x))
+
+
 def test_all_of_it_removes_nothing_and_too_little_is_said(dense, tmp_path):
     whole = Prune(macs=1.0, samples=64).apply(dense, context(tmp_path))
     assert whole.history[-1].parameters == sum(p.numel() for p in dense.module.parameters())
