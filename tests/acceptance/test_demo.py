@@ -125,9 +125,10 @@ def test_the_same_recipe_from_the_onnx_file(demo, repo_root, tmp_path):
     head, _, tail = text.partition("model:")
     tail = tail[tail.index("data:") :].replace("../../calibration_data", str(repo_root / "calibration_data"))
     (tmp_path / "recipe.yaml").write_text(f"{head}model: {{source: fashion_mnist.onnx}}\n{tail}")
-    again = edgekit.run(tmp_path / "recipe.yaml", out=tmp_path / "out", targets=["x86-64"])
-    for backend in RUNTIMES:
-        mine, theirs = again.result("x86-64", backend, "quantized"), demo[0].result("x86-64", backend, "quantized")
+    board = "raspberry-pi-5"  # is scored here and not timed, which would take as long as all the rest
+    again = edgekit.run(tmp_path / "recipe.yaml", out=tmp_path / "out", targets=[board])
+    for backend in ("onnxruntime", "litert"):
+        mine, theirs = again.result(board, backend, "quantized"), demo[0].result(board, backend, "quantized")
         assert abs(mine.accuracy.value - theirs.accuracy.value) <= 0.005, backend
         assert abs(mine.size_bytes / theirs.size_bytes - 1) <= 0.03, backend
 
