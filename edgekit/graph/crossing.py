@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from edgekit.data import drawn
 from edgekit.errors import BuildError
 from edgekit.extras import require
+from edgekit.graph.exporting import copied, exporting, reason
 from edgekit.graph.normalise import MIN_OPSET, normalise
 from edgekit.graph.tools import tensor_specs
 from edgekit.graph.torch_view import torch_view
@@ -74,12 +71,12 @@ def example_inputs(inputs: Sequence[TensorSpec], batch: int = 2, seed: int = 0) 
 
 
 def _export(module: nn.Module, inputs: Sequence[TensorSpec], name: str, outputs: list[str] | None) -> onnx.ModelProto:
-    module = copy.deepcopy(module).eval().cpu()
+    module = copied(module).cpu()
     examples = example_inputs(inputs)
     if outputs is None:
         with torch.no_grad():
             result = module(*examples)
-        count = len(result) if isinstance(result, tuple | list) else 1
+        count = len(tree_leaves(result))
         outputs = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
     dynamic = tuple({i: d for i, d in enumerate(spec.shape) if isinstance(d, str)} for spec in inputs)
     settings: dict[str, Any] = {
@@ -92,37 +89,13 @@ def _export(module: nn.Module, inputs: Sequence[TensorSpec], name: str, outputs:
     }
     require("onnxscript", extra="onnx", why="exporting a module to ONNX")
     try:
-        with _quiet():
+        with exporting():
             program = torch.onnx.export(module, examples, **settings)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # its passes raise whatever they like
-        reason = " ".join(str(_first_cause(error)).split())[:400]
-        raise BuildError(f"The model {name!r} cannot be exported to ONNX: {reason}") from error
+        raise BuildError(f"The model {name!r} cannot be exported to ONNX: {reason(error)}.") from error
     assert program is not None
     proto = program.model_proto
     proto.graph.name = name
     return normalise(proto)
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    """What was raised first: the exporter wraps an error several times, and the outer messages say little."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints its progress and warns of things that its user cannot change."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -8,15 +8,17 @@ tables that are resized) is computed once and becomes a weight itself.
 
 from __future__ import annotations
 
-import copy
 import operator
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from edgekit.errors import UsageError
+from edgekit.graph.einsum import contract, pairwise
+from edgekit.graph.exporting import copied, exporting, reason
+from edgekit.graph.lifted_layers import LAYERS, Given
 
 aten = torch.ops.aten
 _LIFTED = "edgekit_lifted"
@@ -33,19 +35,18 @@ def lift(module: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
     Raises:
         UsageError: the module cannot be exported, with the exporter's reason: data-dependent control flow, as a rule.
     """
-    source = copy.deepcopy(module).eval()
+    source = copied(module)
     if is_lifted(source):
         assert isinstance(source, fx.GraphModule)
         return source
     needs_grad = {name: p.requires_grad for name, p in source.named_parameters()}
     dynamic = tuple({0: torch.export.Dim.AUTO} if x.ndim else None for x in inputs)
     try:
-        with torch.enable_grad():  # without, attention takes a path of its own that nothing else knows
+        with exporting(), torch.enable_grad():  # without, attention takes a path that nothing else knows
             program = torch.export.export(source, inputs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UsageError(f"The model cannot be followed ({type(error).__name__}: {reason}).") from error
-    lifted = _Lifting(program, needs_grad).result()
+        raise UsageError(f"The model cannot be followed: {reason(error)}.") from error
+    lifted = Lifting(program, needs_grad).result()
     _try_another_batch(lifted, inputs)
     return lifted
 
@@ -56,10 +57,10 @@ def _try_another_batch(lifted: fx.GraphModule, inputs: tuple[Tensor, ...]) -> No
         with torch.no_grad():
             lifted(*three)
     except (RuntimeError, IndexError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0][:200]
+        seen = str(error).strip().partition("\n")[0][:200]
         raise UsageError(
             f"The model cannot be followed: its graph takes {len(inputs[0])} samples at once and no other number "
-            f"({reason}). In its forward, take the number of samples from x.shape[0], not from len(x) or a constant."
+            f"({seen}). In its forward, take the number of samples from x.shape[0], not from len(x) or a constant."
         ) from error
 
 
@@ -68,7 +69,9 @@ def is_lifted(module: nn.Module) -> bool:
     return isinstance(module, fx.GraphModule) and bool(module.meta.get(_LIFTED))
 
 
-class _Lifting:
+class Lifting:
+    """One exported program on its way to a flat graph: node by node."""
+
     def __init__(self, program: torch.export.ExportedProgram, needs_grad: dict[str, bool]) -> None:
         self.program, self.needs_grad = program, needs_grad
         self.root, self.graph = nn.Module(), fx.Graph()
@@ -79,16 +82,20 @@ class _Lifting:
         self.placed: dict[int, str] = {}
         """Tensors that lie in the root for themselves, by identity: their path."""
         self.layers: dict[str, tuple[Any, ...]] = {}
+        self.inner: dict[fx.Node, fx.GraphModule] = {}
+        self.results: dict[fx.Node, Sequence[fx.Node]] = {}
+        """What regions with a graph of their own give."""
         self.alive: list[Tensor] = []  # so that no identity is given twice
 
     def result(self) -> fx.GraphModule:
+        """The flat graph."""
         signature = self.program.graph_signature
         user_outputs = set(signature.user_outputs)
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
                 self.placeholder(node)
             elif node.op == "get_attr":
-                self.constant_attribute(node)
+                self.constant_attribute(node, self.program.graph_module)
             elif node.op == "call_function":
                 self.call(node)
         output = next(n for n in reversed(self.program.graph.nodes) if n.op == "output")
@@ -102,6 +109,7 @@ class _Lifting:
         return made.eval()
 
     def placeholder(self, node: fx.Node) -> None:
+        """An input, or a weight that the program is handed."""
         signature = self.program.graph_signature
         name = node.name
         if name in signature.inputs_to_parameters:
@@ -120,35 +128,87 @@ class _Lifting:
             return
         self.names[node] = path
 
-    def constant_attribute(self, node: fx.Node) -> None:
-        value = operator.attrgetter(str(node.target))(self.program.graph_module)
+    def constant_attribute(self, node: fx.Node, owner: nn.Module) -> None:
+        """A constant, or the graph of a region."""
+        value = operator.attrgetter(str(node.target))(owner)
         if isinstance(value, Tensor):
             self.known[node] = value.detach().clone()
             self.names[node] = str(node.target)
-            return
-        raise UsageError(
-            f"The model cannot be followed: its forward branches or changes mode inside (at {_where(node)}). "
-            "Take the branch out of the forward."
-        )
+        elif isinstance(value, fx.GraphModule) and all(user.target in _REGIONS for user in node.users):
+            self.inner[node] = value
+        else:
+            raise UsageError(
+                f"The model cannot be followed: its forward branches inside (at {_where(node)}). "
+                "Take the branch out of the forward."
+            )
+
+    def region(self, node: fx.Node) -> None:
+        """What runs without gradients, or without autocast, runs here as anything else: its weights are frozen.
+
+        Raises:
+            UsageError: the region is one in another precision.
+        """
+        at = next(i for i, argument in enumerate(node.args) if argument in self.inner)
+        graph, given = self.inner[node.args[at]], node.args[at + 1 :]  # type: ignore[index]
+        settings = node.args[:at]
+        if node.target is _AUTOCAST and settings[2] and settings[0] == "cpu":
+            raise UsageError(
+                f"The model cannot be followed: a part of its forward runs in {settings[1]} (torch.autocast). "
+                "Take autocast out of the forward."
+            )
+        inputs = [inside for inside in graph.graph.nodes if inside.op == "placeholder"]
+        for inside, argument in zip(inputs, given, strict=True):
+            self.same_as(inside, argument)
+            frozen = node.target is not _AUTOCAST and not settings[0]
+            if frozen and isinstance(argument, fx.Node) and argument in self.known and len(argument.users) == 1:
+                self.known[argument].requires_grad_(False)
+        for inside in graph.graph.nodes:
+            if inside.op == "get_attr":
+                self.constant_attribute(inside, graph)
+            elif inside.op == "call_function":
+                self.call(inside)
+            elif inside.op == "output":
+                self.results[node] = inside.args[0]
+
+    def same_as(self, node: fx.Node, other: Any) -> None:
+        """One node stands for another."""
+        if other in self.known:
+            self.known[node], self.names[node] = self.known[other], self.names[other]
+        else:
+            self.env[node] = self.value(other)
 
     def call(self, node: fx.Node) -> None:
+        """An operation: computed now, a layer, or the operation again."""
         if _asserts(node):
+            return
+        if node.target in _REGIONS:
+            self.region(node)
+            return
+        if node.target is operator.getitem and node.args[0] in self.results:
+            self.same_as(node, self.results[node.args[0]][node.args[1]])  # type: ignore[index]
             return
         if self.depends_on_weights_alone(node):
             self.evaluate(node)
             return
         build = LAYERS.get(getattr(node.target, "overloadpacket", None))
-        made = build(_Given(self, node)) if build else None
+        made = build(Given(self, node)) if build else None
         if made is not None:
             layer, source, key = made
             path, reads = self.place(node, layer, key), (self.value(source),)
             self.env[node] = self.graph.create_node("call_module", path, reads, name=node.name)
             return
+        args: Any
         args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), lambda a: self.value(a))
+        if getattr(node.target, "overloadpacket", None) is aten.einsum and (pairs := pairwise(args[0], args[1])):
+            for equation, several in pairs:
+                given = tuple(self.env[node] if one is None else one for one in several)
+                self.env[node] = self.graph.call_function(contract, (equation, *given))
+            return
         target, args, kwargs = _explicit(node, args, dict(kwargs))
         self.env[node] = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
 
     def depends_on_weights_alone(self, node: fx.Node) -> bool:
+        """Whether the operation gives the same for every input."""
         target = node.target
         if isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags:
             return False
@@ -157,6 +217,7 @@ class _Lifting:
         return False
 
     def evaluate(self, node: fx.Node) -> None:
+        """Compute what depends on weights alone."""
         args, kwargs = fx.node.map_aggregate(
             (node.args, node.kwargs), lambda a: self.known[a] if isinstance(a, fx.Node) else a
         )
@@ -234,6 +295,10 @@ class _Lifting:
         return owner, chosen, ".".join([*parents, chosen])
 
 
+_AUTOCAST = torch.ops.higher_order.wrap_with_autocast
+_REGIONS = (torch.ops.higher_order.wrap_with_set_grad_enabled, _AUTOCAST)
+
+
 def _impure(node: fx.Node) -> bool:
     """What must stay though nothing reads it: inputs, outputs, and what changes a tensor in place."""
     if node.op in ("placeholder", "output"):
@@ -279,189 +344,3 @@ def _explicit(node: fx.Node, args: Any, kwargs: dict[str, Any]) -> tuple[Any, An
 
 _SPLITS = (aten.split, aten.chunk)
 _RESHAPES = (aten.view, aten.reshape, aten._unsafe_view)
-
-
-class _Given:
-    """A call's arguments by name, with the operator's defaults."""
-
-    def __init__(self, lifting: _Lifting, node: fx.Node) -> None:
-        self.lifting, self.node = lifting, node
-        schema = node.target._schema  # type: ignore[union-attr]
-        self.values = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-        self.values |= dict(zip((a.name for a in schema.arguments), node.args, strict=False))
-        self.values |= dict(node.kwargs)
-
-    def __getitem__(self, name: str) -> Any:
-        return self.values[name]
-
-    def tensor(self, name: str) -> Tensor | None:
-        """The weight given as `name`, or None where none is given."""
-        node = self.values.get(name)
-        return None if node is None else self.lifting.known[node]
-
-    def fixed(self, *names: str) -> bool:
-        """Whether these are weights (or absent), and everything else is numbers."""
-        tensors = [self.values.get(name) for name in names]
-        return all(t is None or t in self.lifting.known for t in tensors)
-
-    def key(self, *names: str) -> tuple[Any, ...]:
-        """What makes two calls the same layer."""
-        return tuple(_hashable(self.values.get(name)) for name in names)
-
-
-Made = tuple[nn.Module, fx.Node, tuple[Any, ...]]
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else value
-
-
-def hold(layer: nn.Module, **tensors: Tensor | None) -> nn.Module:
-    """Put tensors into a layer that was made on the meta device."""
-    for name, value in tensors.items():
-        if name in layer._buffers:
-            layer._buffers[name] = None if value is None else value.detach()
-        elif value is None:
-            layer.register_parameter(name, None)
-        else:
-            kept = value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
-            layer.register_parameter(name, kept)
-    return layer.eval()
-
-
-_CONVS: dict[Any, tuple[Any, int]] = {
-    aten.conv1d: (nn.Conv1d, 1), aten.conv2d: (nn.Conv2d, 2), aten.conv3d: (nn.Conv3d, 3),
-}  # fmt: skip
-_TRANSPOSED: dict[Any, tuple[Any, int]] = {
-    aten.conv_transpose1d: (nn.ConvTranspose1d, 1), aten.conv_transpose2d: (nn.ConvTranspose2d, 2),
-    aten.conv_transpose3d: (nn.ConvTranspose3d, 3),
-}  # fmt: skip
-
-
-def _spread(value: Any, axes: int) -> Any:
-    """One number an axis."""
-    if isinstance(value, str):
-        return value
-    values = list(value) if isinstance(value, list | tuple) else [value]
-    return tuple(values * axes if len(values) == 1 else values)
-
-
-def _conv(given: _Given) -> Made | None:
-    kind, axes = _CONVS[given.node.target.overloadpacket]  # type: ignore[union-attr]
-    if not given.fixed("weight", "bias"):
-        return None
-    weight, bias = given.tensor("weight"), given.tensor("bias")
-    assert weight is not None
-    groups = given["groups"]
-    layer = kind(
-        weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), stride=_spread(given["stride"], axes),
-        padding=_spread(given["padding"], axes), dilation=_spread(given["dilation"], axes), groups=groups,
-        bias=bias is not None, device="meta",
-    )  # fmt: skip
-    return (
-        hold(layer, weight=weight, bias=bias),
-        given["input"],
-        given.key("weight", "bias", "stride", "padding", "dilation", "groups"),
-    )
-
-
-def _transposed(given: _Given) -> Made | None:
-    kind, axes = _TRANSPOSED[given.node.target.overloadpacket]  # type: ignore[union-attr]
-    if not given.fixed("weight", "bias"):
-        return None
-    weight, bias = given.tensor("weight"), given.tensor("bias")
-    assert weight is not None
-    groups = given["groups"]
-    layer = kind(
-        weight.shape[0], weight.shape[1] * groups, tuple(weight.shape[2:]), stride=_spread(given["stride"], axes),
-        padding=_spread(given["padding"], axes), output_padding=_spread(given["output_padding"], axes), groups=groups,
-        bias=bias is not None, dilation=_spread(given["dilation"], axes), device="meta",
-    )  # fmt: skip
-    return (
-        hold(layer, weight=weight, bias=bias),
-        given["input"],
-        given.key("weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
-    )
-
-
-def _linear(given: _Given) -> Made | None:
-    if not given.fixed("weight", "bias"):
-        return None
-    weight, bias = given.tensor("weight"), given.tensor("bias")
-    assert weight is not None
-    if weight.ndim != 2:
-        return None
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    return hold(layer, weight=weight, bias=bias), given["input"], given.key("weight", "bias")
-
-
-def _batch_norm(given: _Given) -> Made | None:
-    names = ("weight", "bias", "running_mean", "running_var")
-    if not given.fixed(*names) or given.tensor("running_mean") is None:
-        return None
-    kinds = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-    mean, weight = given.tensor("running_mean"), given.tensor("weight")
-    assert mean is not None
-    source = given["input"]
-    layer = kinds[source.meta["val"].ndim](
-        len(mean), eps=given["eps"], momentum=given["momentum"], affine=weight is not None, device="meta"
-    )
-    if weight is None:
-        hold(layer, running_mean=mean, running_var=given.tensor("running_var"))
-    else:
-        hold(layer, **{name: given.tensor(name) for name in names})
-    layer.num_batches_tracked = torch.zeros((), dtype=torch.long)
-    return layer, source, given.key(*names, "eps")
-
-
-def _layer_norm(given: _Given) -> Made | None:
-    weight = given.tensor("weight") if given.fixed("weight", "bias") else None
-    extents = list(given["normalized_shape"])
-    if weight is None or any(not isinstance(n, int) for n in extents) or list(weight.shape) != extents:
-        return None
-    bias = given.tensor("bias")
-    layer = nn.LayerNorm(extents, eps=given["eps"], bias=bias is not None, device="meta")
-    return hold(layer, weight=weight, bias=bias), given["input"], given.key("weight", "bias", "eps")
-
-
-def _group_norm(given: _Given) -> Made | None:
-    weight = given.tensor("weight") if given.fixed("weight", "bias") else None
-    if weight is None or given.tensor("bias") is None:
-        return None
-    layer = nn.GroupNorm(given["num_groups"], len(weight), eps=given["eps"], device="meta")
-    return hold(layer, weight=weight, bias=given.tensor("bias")), given["input"], given.key("weight", "bias", "eps")
-
-
-def _embedding(given: _Given) -> Made | None:
-    if not given.fixed("weight") or given["scale_grad_by_freq"] or given["sparse"]:
-        return None
-    weight = given.tensor("weight")
-    assert weight is not None
-    layer = nn.Embedding(weight.shape[0], weight.shape[1], device="meta")
-    return hold(layer, weight=weight), given["indices"], given.key("weight")
-
-
-def _prelu(given: _Given) -> Made | None:
-    if not given.fixed("weight"):
-        return None
-    weight = given.tensor("weight")
-    assert weight is not None
-    return hold(nn.PReLU(weight.numel(), device="meta"), weight=weight), given["self"], given.key("weight")
-
-
-def _dropout(given: _Given) -> Made | None:
-    return nn.Dropout(given["p"]).eval(), given["input"], (given.node, given["p"])
-
-
-LAYERS: dict[Any, Callable[[_Given], Made | None]] = {
-    **dict.fromkeys(_CONVS, _conv),
-    **dict.fromkeys(_TRANSPOSED, _transposed),
-    aten.linear: _linear,
-    aten.batch_norm: _batch_norm,
-    aten.layer_norm: _layer_norm,
-    aten.group_norm: _group_norm,
-    aten.embedding: _embedding,
-    aten.prelu: _prelu,
-    aten.dropout: _dropout,
-}
-"""Operators that become layers where their weights are weights."""

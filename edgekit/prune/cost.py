@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 
+from edgekit.graph.exporting import copied, without_fast_path
 from edgekit.prune.axes import Axis, Factor, count, factors, resolved
 
 if TYPE_CHECKING:
@@ -27,9 +27,14 @@ def count_macs(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     # The counter looks for the gradient function of what a module returns; a view of a parameter has none here.
-    frozen = copy.deepcopy(module).requires_grad_(False).eval()
-    # It does not know the fused attention of processors either.
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel([SDPBackend.MATH]):
+    frozen = copied(module).requires_grad_(False)
+    # It does not know the fused attention of processors either, nor the fused layers of nn.Transformer.
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.no_grad(),
+        sdpa_kernel([SDPBackend.MATH]),
+        without_fast_path(),
+    ):
         frozen(*inputs)
     return int(counter.get_total_flops()) // 2 // len(inputs[0])
 

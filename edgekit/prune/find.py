@@ -41,7 +41,7 @@ def find_groups(view: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Found:
     followed = follow(view, inputs)
     named = dict(_named(followed))
     groups = {name: _group(name, one, followed) for name, one in named.items()}
-    whole = dict(_whole(followed))
+    whole = {**followed.apart, **dict(_whole(followed))}
     found = Found(view, followed, tuple(groups.values()), whole, named)
     found = _proven(found, inputs)
     if not found.groups:
@@ -62,13 +62,19 @@ def _made(followed: Followed) -> Iterator[tuple[str, Axis]]:
 def _named(followed: Followed) -> Iterator[tuple[str, Factor]]:
     """The factors that are free, named after the layer that makes them, or else after a weight that they shape."""
     seen: set[Factor] = set()
+    names: set[str] = set()
     others = [(path, resolved(axis)) for path, axes in followed.tensors.items() for axis in axes]
     for name, axis in [*_made(followed), *others]:
         free = list(dict.fromkeys(one for one in factors(axis) if not one.frozen))
         for number, one in enumerate(free):
             if one not in seen and one.extent > 1:
                 seen.add(one)
-                yield name if len(free) == 1 else f"{name}[{number}]", one
+                own = name if len(free) == 1 else f"{name}[{number}]"
+                while own in names:  # another axis of the same weight
+                    number += 1
+                    own = f"{name}[{number}]"
+                names.add(own)
+                yield own, one
 
 
 def _group(name: str, one: Factor, followed: Followed) -> Group:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from edgekit.prune.axes import Axis, Factor, factor, freeze
+from edgekit.prune.axes import Axis, Factor, extent, factor, freeze
 
 Axes = list[Axis]
 """One entry an axis of a tensor."""
@@ -82,6 +82,10 @@ class Followed:
     work: list[Work] = field(default_factory=list)
     normed: list[tuple[fx.Node, int]] = field(default_factory=list)
     """Nodes that normalise over this axis of their first argument."""
+    taken: list[tuple[fx.Node, int]] = field(default_factory=list)
+    """Nodes that take this axis of their first argument together: after a removal, what is left of it."""
+    apart: dict[str, str] = field(default_factory=dict)
+    """Layers that the lifted graph has no layer for, such as recurrent ones, and why they stay whole."""
     literals: list[Literal] = field(default_factory=list)
     settings: list[Setting] = field(default_factory=list)
 
@@ -122,9 +126,7 @@ class _Follower(fx.Interpreter):
         call = Call(self, node, args, kwargs, value)
         rule = self.rule(node)
         result = None if rule is None else _tried(rule, call)
-        if result is None:
-            return call.unknown()
-        return result
+        return result if result is not None and _fits(result, value) else call.unknown()
 
     def rule(self, node: fx.Node) -> Rule | None:
         from edgekit.prune.layer_rules import LAYERS
@@ -146,6 +148,13 @@ def _tried(rule: Rule, call: Call) -> Any:
         return rule(call)
     except (ValueError, IndexError, KeyError, AssertionError):
         return None
+
+
+def _fits(axes: Any, value: Any) -> bool:
+    """Whether the axes have the extents of the tensors that they are said to be of."""
+    if isinstance(axes, tuple):
+        return isinstance(value, tuple | list) and all(map(_fits, axes, value))
+    return not isinstance(value, Tensor) or [extent(axis) for axis in axes] == list(value.shape)
 
 
 def _each(axes: Any) -> Iterator[Axes]:
@@ -206,17 +215,22 @@ class Call:
         return None if value is None else self.follower.tensor(f"{self.node.target}.{name}", value)
 
     def unknown(self) -> Any:
-        """Nothing is known of this operation: what reaches it stays whole."""
+        """Nothing is known of this operation: what reaches it stays whole, and so do its own weights."""
         name = str(getattr(self.node.target, "overloadpacket", "")) or type(self.module).__name__
         for axes in self.all_axes():
             _freeze(axes, f"it reaches {name}, through which channels are not followed")
-        return self.fresh(self.value)
+        why = f"it is computed by {name}, through which channels are not followed"
+        for node in self.node.all_input_nodes:
+            if node.op == "get_attr" and isinstance(self.follower.fetch_attr(str(node.target)), nn.Parameter):
+                path = str(node.target)
+                self.found.apart.setdefault(path.rpartition(".")[0] or path, why)
+        return self.fresh(self.value, f"it comes out of {name}, through which channels are not followed")
 
-    def fresh(self, value: Any) -> Any:
+    def fresh(self, value: Any, why: str = INPUT) -> Any:
         """Axes that nothing may be removed from."""
         if isinstance(value, tuple | list):
-            return tuple(self.fresh(one) for one in value)
-        return [factor(n, INPUT) for n in value.shape] if isinstance(value, Tensor) else None
+            return tuple(self.fresh(one, why) for one in value)
+        return [factor(n, why) for n in value.shape] if isinstance(value, Tensor) else None
 
     def literal(self, argument: str, index: int | None, value: Callable[[Counts], int]) -> None:
         """A number in the call's arguments follows an extent, if it stands there as a number."""
@@ -237,6 +251,10 @@ class Call:
     def works(self, axes: Sequence[Axis], times: int) -> None:
         """So many multiply-accumulates."""
         self.found.work.append(Work(self.node, tuple(axes), times))
+
+    def takes(self, axis: int) -> None:
+        """The operation takes this axis of its argument together: of what is left, after a removal."""
+        self.found.taken.append((self.node, axis))
 
     def normalises(self, axis: int) -> None:
         """The operation brings this axis of its argument to one scale."""

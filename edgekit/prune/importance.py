@@ -114,18 +114,20 @@ class _Watched(fx.Interpreter):
 
     def __init__(self, view: fx.GraphModule, reads: Sequence[Reads], watch: Callable[[Reads, Tensor], Tensor]) -> None:
         super().__init__(view)
-        self.by_node = {one.node: one for one in reads}
+        self.by_node: dict[fx.Node, list[Reads]] = {}
+        for one in reads:
+            self.by_node.setdefault(one.node, []).append(one)
         self.watch = watch
 
     def run_node(self, n: fx.Node) -> object:
         if n not in self.by_node:
             return super().run_node(n)
-        reads = self.by_node[n]
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        edge = self.watch(reads, args[reads.argument])
-        given = tuple(edge if i == reads.argument else a for i, a in enumerate(args))
+        given = list(args)
+        for reads in self.by_node[n]:
+            given[reads.argument] = self.watch(reads, given[reads.argument])
         run = self.call_module if n.op == "call_module" else self.call_function
-        return run(n.target, given, kwargs)
+        return run(n.target, tuple(given), kwargs)
 
 
 def _edges(found: Found) -> dict[str, list[tuple[Reads, Index]]]:
@@ -143,15 +145,15 @@ def _edges(found: Found) -> dict[str, list[tuple[Reads, Index]]]:
 
 def _activation(found: Found, batches: Iterable[Batch]) -> Scores:
     edges = _edges(found)
-    wanted = list({reads.node: reads for some in edges.values() for reads, _ in some}.values())
-    sums: dict[fx.Node, tuple[int, Tensor, Tensor]] = {}
+    wanted = list({reads: None for some in edges.values() for reads, _ in some})
+    sums: dict[Reads, tuple[int, Tensor, Tensor]] = {}
 
     def watch(reads: Reads, x: Tensor) -> Tensor:
         last = x.detach().movedim(reads.axis, -1)
         flat = last.reshape(-1, last.shape[-1]).double()
         zero = torch.zeros(flat.shape[-1], dtype=torch.float64)
-        count, mean, square = sums.get(reads.node, (0, zero, zero))
-        sums[reads.node] = (count + len(flat), mean + flat.sum(0), square + (flat * flat).sum(0))
+        count, mean, square = sums.get(reads, (0, zero, zero))
+        sums[reads] = (count + len(flat), mean + flat.sum(0), square + (flat * flat).sum(0))
         return x
 
     runner = _Watched(found.view, wanted, watch)
@@ -162,7 +164,7 @@ def _activation(found: Found, batches: Iterable[Batch]) -> Scores:
     for group in found.groups:
         total = torch.zeros(group.channels, dtype=torch.float64)
         for reads, index in edges[group.name]:
-            count, mean, square = sums[reads.node]
+            count, mean, square = sums[reads]
             variance = (square / count - (mean / count) ** 2).clamp_min(0)
             total += by_channel(index, variance * _read_by(found, reads, len(variance)))
         scores[group.name] = total
@@ -180,14 +182,14 @@ def _read_by(found: Found, reads: Reads, channels: int) -> Tensor:
 
 def _taylor(found: Found, batches: Iterable[Batch]) -> Scores:
     edges = _edges(found)
-    wanted = list({reads.node: reads for some in edges.values() for reads, _ in some}.values())
-    seen: dict[fx.Node, Tensor] = {}
+    wanted = list({reads: None for some in edges.values() for reads, _ in some})
+    seen: dict[Reads, Tensor] = {}
 
     def watch(reads: Reads, x: Tensor) -> Tensor:
         # A tensor of its own for each reader: the gradient along this edge, not of all that read the channel.
         edge = x.view_as(x) if x.requires_grad else x.detach().requires_grad_(True)
         edge.retain_grad()
-        seen[reads.node] = edge
+        seen[reads] = edge
         return edge
 
     runner = _Watched(found.view, wanted, watch)
@@ -200,9 +202,9 @@ def _taylor(found: Found, batches: Iterable[Batch]) -> Scores:
             seen.clear()
             torch.autograd.backward(F.cross_entropy(_logits(runner.run(inputs)), labels, reduction="sum"))
             count += len(labels)
-            changes = {reads.node: _changes(found, reads, seen[reads.node], len(labels)) for reads in wanted}
+            changes = {reads: _changes(found, reads, seen[reads], len(labels)) for reads in wanted}
             for name, some in edges.items():
-                for total in _summed([by_channel(index, changes[reads.node]) for reads, index in some]):
+                for total in _summed([by_channel(index, changes[reads]) for reads, index in some]):
                     scores[name] += total.pow(2).sum(0)
     for parameter in found.view.parameters():
         parameter.grad = None

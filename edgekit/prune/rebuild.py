@@ -6,13 +6,13 @@ were; where a forward repeats an extent as a number, the lifted graph itself is 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from edgekit.errors import UsageError
+from edgekit.graph.exporting import copied
 from edgekit.graph.lifted import is_lifted, lift
 from edgekit.prune.apply import Cut, Removed, cut_weights, difference, fit, fit_layers
 from edgekit.prune.shapes import restore
@@ -33,7 +33,7 @@ def as_source(source: nn.Module, result: Removed, inputs: tuple[Tensor, ...]) ->
 
 
 def _cut(source: nn.Module, result: Removed, inputs: tuple[Tensor, ...]) -> nn.Module | None:
-    module = copy.deepcopy(source).eval()
+    module = copied(source)
     own = set(module.state_dict())
     if not {path for path, _ in result.kept} <= own:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from edgekit.graph.einsum import contract
 from edgekit.prune.axes import (
     ONE,
     Axis,
@@ -37,7 +39,9 @@ def rule_of(target: Any) -> Rule | None:
     """The rule of a function that a lifted graph calls."""
     if target is operator.getitem:
         return item
-    packet = getattr(target, "overloadpacket", None)
+    packet = getattr(target, "overloadpacket", target)
+    if packet in (aten.max, aten.min) and torch.Tag.pointwise in target.tags:
+        return pointwise
     if packet in RULES:
         return RULES[packet]
     if isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags:
@@ -268,6 +272,32 @@ def _spatial(name: str) -> int:
     return next(n for n in (1, 2, 3) if f"{n}d" in name)
 
 
+def grid_sampler(call: Call) -> Axes:
+    """Pixels picked by coordinates: [N, C, H, W] at [N, H', W', 2] -> [N, C, H', W']; 3-D alike."""
+    axes, grid = call.axes("input"), call.axes("grid")
+    unify(axes[0], grid[0])
+    for axis in (*axes[2:], *grid[1:]):
+        freeze(axis, MOVED)
+    return [resolved(axes[0]), axes[1], *grid[1:-1]]
+
+
+def unfold(call: Call) -> Axes:
+    """Windows side by side: [N, C, H, W] -> [N, C k k, L]."""
+    axes = call.axes("self")
+    for axis in axes[-2:]:
+        freeze(axis, MOVED)
+    window = factor(math.prod(call["kernel_size"]), MOVED)
+    return [*axes[:-3], product([axes[-3], window]), factor(call.shape[-1], INPUT)]
+
+
+def fold(call: Call) -> Axes:
+    """Windows summed where they overlap: [N, C k k, L] -> [N, C, H, W]."""
+    axes, made = call.axes("self"), factor(call.shape[-3])
+    unify(axes[-2], product([made, factor(math.prod(call["kernel_size"]), MOVED)]))
+    freeze(axes[-1], MOVED)
+    return [*axes[:-2], resolved(made), *(factor(n, INPUT) for n in call.shape[-2:])]
+
+
 def pixel_shuffle(call: Call) -> Axes:
     """[N, C r r, H, W] -> [N, C, H r, W r]."""
     axes, r = list(call.axes("self")), call["upscale_factor"]
@@ -293,17 +323,32 @@ def channel_shuffle(call: Call) -> Axes:
 
 
 def reduce(call: Call) -> Any:
-    """A mean, a maximum, a norm: the axes that are taken together stay whole."""
+    """A mean, a maximum, a norm: what it takes together stays whole, or it goes over the channels that are left.
+
+    The latter where each position is held against the result again, as in norms that a forward writes out.
+    """
     axes = first(call)
     value = call.value[0] if isinstance(call.value, tuple | list) else call.value
     given = call.values.get("dim")
     dims = range(len(axes)) if given is None or given == [] else [given] if isinstance(given, int) else given
     gone = {d % max(len(axes), 1) for d in dims}
-    for dim in gone:
-        freeze(axes[dim], REDUCED)
     kept = value.ndim == len(axes) and bool(call.values.get("keepdim"))
+    for dim in gone:
+        if kept and call.node.target.overloadpacket in SIZELESS:  # type: ignore[union-attr]
+            call.takes(dim)
+        else:
+            freeze(axes[dim], REDUCED)
     made = [ONE if i in gone else axis for i, axis in enumerate(axes) if kept or i not in gone]
     return tuple(list(made) for _ in call.value) if isinstance(call.value, tuple | list) else made
+
+
+SIZELESS = frozenset(
+    (
+        aten.mean, aten.sum, aten.amax, aten.amin, aten.var, aten.std, aten.var_mean, aten.linalg_vector_norm,
+        aten.norm,
+    )
+)  # fmt: skip
+"""Reductions that hold no number of what they take together."""
 
 
 def along(call: Call) -> Axes:
@@ -395,21 +440,20 @@ def _attend(call: Call, q: Axes, k: Axes, v: Axes) -> None:
     call.works([*outer, k[-2], v[-1]], 1)
 
 
-def einsum(call: Call) -> Axes | None:
-    """Axes by letter; letters that the result lacks are summed over."""
-    equation = str(call["equation"]).replace(" ", "")
-    if "..." in equation or "->" not in equation:
-        return None
-    before, after = equation.split("->")
+def contraction(call: Call) -> Axes:
+    """Einstein summation of one tensor or two: axes by letter; letters that the result lacks are summed over."""
+    before, after = str(call.node.args[0]).split("->")
+    terms, nodes = before.split(","), call.node.args[1:]
     letters: dict[str, Axis] = {}
-    operands = [call.found.nodes[node] for node in call.nodes["tensors"]]
-    for term, axes in zip(before.split(","), operands, strict=True):
-        for letter, axis in zip(term, axes, strict=True):
+    for term, node in zip(terms, nodes, strict=True):
+        for letter, axis in zip(term, call.found.nodes[node], strict=True):  # type: ignore[index]
             unify(letters.setdefault(letter, axis), axis)
-    summed = [letter for letter in letters if letter not in after]
-    for letter in summed:  # masking a summed letter of a list argument is not written down
-        freeze(letters[letter], REDUCED)
-    call.works([resolved(axis) for axis in letters.values()], 1)
+    for letter in letters.keys() - set(after):
+        places = [(number + 1, term.index(letter)) for number, term in enumerate(terms) if letter in term]
+        places.sort(key=lambda place: bool(_weight(call, *place)[0]))  # what is computed comes first
+        call.reads(*places[0], *(_weight(call, *places[-1]) if len(places) > 1 else ("", 0)))
+    if len(terms) > 1:
+        call.works([resolved(axis) for axis in letters.values()], 1)
     return [resolved(letters[letter]) for letter in after]
 
 
@@ -562,7 +606,10 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.layer_norm, aten.rms_norm), normalise),
     aten.linear: linear,
     aten.scaled_dot_product_attention: attention,
-    aten.einsum: einsum,
+    contract: contraction,
+    aten.grid_sampler: grid_sampler,
+    aten.im2col: unfold,
+    aten.col2im: fold,
     aten.instance_norm: instance_norm,
     aten.group_norm: group_norm,
     aten.glu: glu,

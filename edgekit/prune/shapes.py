@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from edgekit.errors import UsageError
+from edgekit.graph.exporting import copied
 
 Shapes = dict[str, list[int]]
 
@@ -30,7 +30,7 @@ def restore(fresh: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     bigger = sorted(n for n in own if n in tensors and tensors[n].ndim != own[n].ndim)
     if strange or bigger:
         raise UsageError(f"The saved weights are of another model: {', '.join((strange + bigger)[:3])}. Start anew.")
-    result = copy.deepcopy(fresh)
+    result = copied(fresh)
     for name, tensor in tensors.items():
         owner, attribute = owner_of(result, name)
         replace_tensor(owner, attribute, tensor.clone())

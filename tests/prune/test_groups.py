@@ -152,19 +152,6 @@ def test_recurrent_layers_are_left_whole_and_named():
     assert found.whole["a"] == "it reaches aten.lstm, through which channels are not followed"
 
 
-def test_a_forward_that_branches_on_its_data_is_refused_with_the_line():
-    class Branches(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a = nn.Linear(6, 16)
-
-        def forward(self, x):
-            return self.a(x) if x.sum() > 0 else self.a(-x)
-
-    with pytest.raises(UsageError, match=r"cannot be followed .*[Dd]ata"):
-        lift(Branches(), (torch.randn(2, 6),))
-
-
 def test_a_plan_keeps_multiples_and_its_floor_and_lands_just_under_its_target():
     module = settled(Mixed())
     x = torch.randn(4, 1, 12, 12)
