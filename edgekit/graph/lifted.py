@@ -22,6 +22,8 @@ from edgekit.graph.lifted_layers import LAYERS, Given
 
 aten = torch.ops.aten
 _LIFTED = "edgekit_lifted"
+MODULE = "edgekit_module"
+"""In the meta data of an operation of a lifted graph: the path of the module that calls it."""
 
 
 def lift(module: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
@@ -107,6 +109,11 @@ class Lifting:
         made = fx.GraphModule(self.root, self.graph, class_name="Lifted")
         made.meta[_LIFTED] = True
         return made.eval()
+
+    def place_of(self, node: fx.Node) -> str:
+        """The module whose forward calls the operation."""
+        stack = list(node.meta.get("nn_module_stack", {}).values())
+        return str(stack[-1][0]) if stack else ""
 
     def placeholder(self, node: fx.Node) -> None:
         """An input, or a weight that the program is handed."""
@@ -206,6 +213,7 @@ class Lifting:
             return
         target, args, kwargs = _explicit(node, args, dict(kwargs))
         self.env[node] = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
+        self.env[node].meta[MODULE] = self.place_of(node)
 
     def depends_on_weights_alone(self, node: fx.Node) -> bool:
         """Whether the operation gives the same for every input."""
@@ -229,11 +237,11 @@ class Lifting:
             self.known[node], self.names[node] = self.known[same], self.names[same]
             return
         trained = [s for s in sources if isinstance(s, nn.Parameter)]
-        if isinstance(value, Tensor) and trained and value.is_floating_point() and not isinstance(value, nn.Parameter):
-            value = nn.Parameter(value.detach().clone(), requires_grad=any(t.requires_grad for t in trained))
-        elif isinstance(value, Tensor):
-            value = value.detach().clone()
-        self.known[node] = value
+        lists = [source for source in sources if isinstance(source, list | tuple)]  # what split and chunk gave
+        trained += [s for some in lists for s in some if isinstance(s, nn.Parameter)]
+        several = value if isinstance(value, list | tuple) else [value]
+        weights = [_weight(one, trained) for one in several]
+        self.known[node] = weights if several is value else weights[0]  # type: ignore[assignment]
         self.names[node] = node.name
 
     def value(self, given: Any) -> Any:
@@ -265,8 +273,7 @@ class Lifting:
     def place(self, node: fx.Node, layer: nn.Module, key: tuple[Any, ...]) -> str:
         """Where a layer lies: under its weight's owner; the same layer that runs twice lies there once."""
         homes = [self.names.get(n, "").rpartition(".")[0] for n in key if isinstance(n, fx.Node)]
-        stack = list(node.meta.get("nn_module_stack", {}).values())
-        base = next(filter(None, [*homes, str(stack[-1][0]) if stack else ""]), node.name)
+        base = next(filter(None, [*homes, self.place_of(node)]), node.name)
         same = (type(layer), *key)
         for path, other in self.layers.items():
             if other == same:
@@ -305,6 +312,16 @@ def _impure(node: fx.Node) -> bool:
         return True
     schema = getattr(node.target, "_schema", None)
     return bool(schema is not None and schema.is_mutable)
+
+
+def _weight(value: Any, sources: Sequence[nn.Parameter]) -> Any:
+    """What was computed from these parameters, as a weight of its own: trained if one of them is."""
+    if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
+        return value
+    own = value.detach().clone()
+    if not sources or not own.is_floating_point():
+        return own
+    return nn.Parameter(own, requires_grad=any(one.requires_grad for one in sources))
 
 
 def _is_the_same(value: Any, source: Any) -> bool:

@@ -9,6 +9,7 @@ from edgekit.graph import (
     torch_layout,
     torch_norms,
     torch_pools,
+    torch_recurrent,
     torch_reductions,
     torch_resize,
 )
@@ -20,6 +21,7 @@ OPERATORS: dict[str, Entry] = {
     **torch_layout.OPERATORS,
     **torch_norms.OPERATORS,
     **torch_pools.OPERATORS,
+    **torch_recurrent.OPERATORS,
     **torch_reductions.OPERATORS,
     "Resize": torch_resize.resize,
     "Shape": torch_host.shape,

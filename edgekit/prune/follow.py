@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from edgekit.graph.lifted import MODULE
 from edgekit.prune.axes import Axis, Factor, extent, factor, freeze
 
 Axes = list[Axis]
@@ -223,7 +224,7 @@ class Call:
         for node in self.node.all_input_nodes:
             if node.op == "get_attr" and isinstance(self.follower.fetch_attr(str(node.target)), nn.Parameter):
                 path = str(node.target)
-                self.found.apart.setdefault(path.rpartition(".")[0] or path, why)
+                self.found.apart.setdefault(self.node.meta.get(MODULE) or path.rpartition(".")[0] or path, why)
         return self.fresh(self.value, f"it comes out of {name}, through which channels are not followed")
 
     def fresh(self, value: Any, why: str = INPUT) -> Any:

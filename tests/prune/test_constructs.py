@@ -166,6 +166,20 @@ def test_what_runs_without_gradients_stays_frozen():
     }
 
 
+def test_pieces_of_a_weight_are_trained():
+    class Pieces(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide = nn.Parameter(torch.randn(16, 6))
+
+        def forward(self, x):
+            one, two = self.wide.chunk(2)
+            return F.linear(x, one) * F.linear(x, two)
+
+    view = lift(Pieces(), (torch.randn(2, 6),))
+    assert [(p.shape, p.requires_grad) for p in view.parameters()] == [((8, 6), True)] * 2
+
+
 def test_a_part_in_another_precision_is_refused():
     class Half(nn.Module):
         def __init__(self):
