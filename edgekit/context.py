@@ -64,8 +64,15 @@ class RunContext(Protocol):
     def progress(self) -> Progress:
         """Where to say how far it is."""
 
-    def measure(self, model: Model, target: Target) -> dict[str, Any]:
-        """Median latency in seconds of a float build of `model` on `target`'s device: `{"latency_s": ...}`."""
+    def measure(
+        self, model: Model, target: Target, *, backend: str = "", against: Model | None = None
+    ) -> dict[str, Any]:
+        """How long `model` takes on `target`'s device, as the recipe will ship it (`backend`: else the first one's).
+
+        Returns:
+            `latency_s`, the median in seconds, None without a device, and the `precision` of the build. With `against`
+            also `ratio` to that model's time in interleaved rounds, with `low` and `high`, its 95 % interval.
+        """
 
 
 class Silent:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
@@ -27,6 +27,7 @@ from edgekit.launched import processes
 from edgekit.measuring import Measuring, unlike
 from edgekit.model import Model, OnnxModel, Step, trail
 from edgekit.observed import Evidence
+from edgekit.probing import Probing
 from edgekit.recipe import PlannedTarget, Recipe, load_recipe
 from edgekit.report.predictions import Predictions, read_predictions, read_samples
 from edgekit.report.report import Report, Result
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edgekit.stages import Stage
-    from edgekit.target import Target
     from edgekit.train.processes import Processes
 
 DEFAULT_OUT = Path("edgekit-out")
@@ -219,10 +219,7 @@ class Run:
         return self.source
 
     def _apply(self, stage: Stage, model: Model, folder: Path) -> Model:
-        targets = tuple(planned.target for planned in self.recipe.targets)
-        context = Context(
-            self.data, targets, self.recipe.seed, folder, None, self.progress, self._measured, self.recipe.base
-        )
+        context = self.context(stage, folder)
         try:
             with writing_to(self.space.root):
                 applied = stage.apply(model, context)
@@ -237,13 +234,12 @@ class Run:
             save_stage(folder, self.key, applied)
         return applied
 
-    def _measured(self, model: Model, target: Target) -> dict[str, Any]:
-        """What `RunContext.measure` answers: the float model, built for the target and timed on its device."""
-        float_part = next(part for part in parts(model) if part.role == "float")
-        planned = next(p for p in self.recipe.targets if p.target is target)
-        outcome = self._builder(()).build(float_part, target, planned.backends[0])
-        result = self._measuring().timed(planned, outcome)
-        return {"latency_s": result.latency_s.p50.value if result.latency_s and result.latency_s.p50 else None}
+    def context(self, stage: Stage, folder: Path) -> Context:
+        """What the stage is lent."""
+        targets = tuple(planned.target for planned in self.recipe.targets)
+        later = self.recipe.stages[self.recipe.stages.index(stage) + 1 :]
+        measure = Probing(self, later, self.devices).measure
+        return Context(self.data, targets, self.recipe.seed, folder, None, self.progress, measure, self.recipe.base)
 
     def build(self, final: Model) -> list[tuple[PlannedTarget, Outcome]]:
         """Every bundle of every target, or the reason why there is none."""

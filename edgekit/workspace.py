@@ -167,12 +167,14 @@ class Context:
     deadline: float | None
     progress: Progress
 
-    measuring: Callable[[Model, Target], dict[str, Any]]
+    measuring: Callable[..., dict[str, Any]]
     base: Path = Path()
 
-    def measure(self, model: Model, target: Target) -> dict[str, Any]:
-        """Median latency in seconds of a float build of `model` on `target`'s device (None: it has no device)."""
-        return self.measuring(model, target)
+    def measure(
+        self, model: Model, target: Target, *, backend: str = "", against: Model | None = None
+    ) -> dict[str, Any]:
+        """How long `model` takes on `target`'s device: see `edgekit.probing`."""
+        return self.measuring(model, target, backend=backend, against=against)
 
 
 def save_stage(folder: Path, key: str, model: Model) -> None:

@@ -136,8 +136,8 @@ def test_a_target_of_ones_own(folder, repo_root):
         ("metric: size, max: 2 MB", "metric: loss, max: nan", "recipe.yaml:16: gate[2]: 'nan' is not a number of nat"),
         (
             "macs: 0.5", "macs: 1.5",
-            "recipe.yaml:6: stages[0].prune.macs: must be in (0, 1], got 1.5. "
-            "Use 0.5 to keep half of the multiply-accumulates.",
+            "recipe.yaml:6: stages[0].prune.macs: must be in (0, 1], or an amount, got 1.5. "
+            "Use 0.5 to keep half of the multiply-accumulates, or their number",
         ),
         ("epochs: 2", "epochs: two", "recipe.yaml:7: stages[1].distill.epochs: must be a whole number, got 'two'."),
         ("macs: 0.5", "macs: .nan", "recipe.yaml:6: stages[0].prune.macs: must be "),
@@ -248,7 +248,7 @@ def test_the_schema_has_every_setting_of_every_stage():
     assert schema == json.loads(json.dumps(schema))
     kinds = {name for entry in schema["properties"]["stages"]["items"]["oneOf"] for name in entry["properties"]}
     assert {"prune", "distill", "quantize"} <= kinds
-    budgets = [{"required": [name]} for name in ("macs", "parameters", "memory")]
+    budgets = [{"required": [name]} for name in ("macs", "parameters", "bytes", "memory", "latency")]
     assert schema["$defs"]["stage.prune"]["oneOf"] == budgets
     assert schema["$defs"]["stage.prune"]["additionalProperties"] is False
     assert set(schema["required"]) == {"version", "model", "data", "targets"}

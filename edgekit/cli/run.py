@@ -29,6 +29,10 @@ def run(
     until: Annotated[
         str | None, typer.Option(help="Stop early: `emit` writes graphs and the QuantSpec, and compiles nothing.")
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what `prune` would remove, what that gives and costs, and stop."),
+    ] = False,
     time_budget: Annotated[
         str | None, typer.Option(help="Time for training, such as 20m: for `distill` and `qat`, instead of epochs.")
     ] = None,
@@ -46,6 +50,8 @@ def run(
 
     if until is not None:
         return _emit(recipe, until, out, target, time_budget, resume=resume, quiet=quiet, as_json=as_json)
+    if dry_run:
+        return _plan(recipe, out, target, resume=resume, wait=wait, quiet=quiet, as_json=as_json)
     if rank():
         return _follow(recipe, out, target, time_budget)
     with stdout_for_results(), progress_on_stderr(quiet=quiet) as progress, _resumable():
@@ -73,6 +79,33 @@ def run(
     if report.recipe and not quiet:
         print(f"The report: {output_folder(report.recipe.name, out) / 'report.html'}", file=sys.stderr)
     return int(report.exit_code)
+
+
+def _plan(
+    recipe: Path, out: Path | None, targets: list[str] | None, *, resume: bool, wait: bool, quiet: bool, as_json: bool
+) -> int:
+    """`--dry-run`: the plan as a table; the page with charts lies in the output folder."""
+    from edgekit.cli.progress import progress_on_stderr
+    from edgekit.pipeline import output_folder
+    from edgekit.planning import plan
+    from edgekit.report.plan_page import shown
+
+    if rank():
+        return 0
+    with stdout_for_results(), progress_on_stderr(quiet=quiet) as progress, _resumable():
+        planned = plan(recipe, out=out, targets=targets, resume=resume, wait=wait, progress=progress)
+    if as_json:
+        say(planned.model_dump_json(indent=2))
+        return 0
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    Console(highlight=False, width=None if terminal else 120, color_system="auto" if terminal else None).print(
+        shown(planned)
+    )
+    if not quiet:
+        print(f"The plan: {output_folder(planned.model, out) / 'plan.html'}", file=sys.stderr)
+    return 0
 
 
 def _follow(recipe: Path, out: Path | None, targets: list[str] | None, time_budget: str | None) -> int:

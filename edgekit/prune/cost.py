@@ -56,10 +56,10 @@ class Cost(Protocol):
         """What goes once only `stay` indices of `one` do, as a measure to compare groups by."""
 
 
-class _Sum:
+class Sum:
     """A sum of products of extents."""
 
-    def __init__(self, entries: Sequence[tuple[int, tuple[Axis, ...]]], samples: int) -> None:
+    def __init__(self, entries: Sequence[tuple[float, tuple[Axis, ...]]], samples: int) -> None:
         self._entries, self._samples = entries, samples
         self._of: dict[Factor, list[int]] = {}
         for number, (_, axes) in enumerate(entries):
@@ -69,7 +69,7 @@ class _Sum:
 
     def left(self, counts: Counts) -> int:
         """What the network costs when so many indices stay."""
-        return sum(self._one(number, counts) for number in range(len(self._entries))) // self._samples
+        return round(sum(self._one(number, counts) for number in range(len(self._entries)))) // self._samples
 
     def freed(self, counts: Counts, one: Factor, stay: int) -> float:
         """What goes once only `stay` indices of `one` do."""
@@ -77,14 +77,14 @@ class _Sum:
         touched = self._of.get(one, ())
         return sum(self._one(n, counts) - self._one(n, after) for n in touched) / self._samples
 
-    def _one(self, number: int, counts: Counts) -> int:
+    def _one(self, number: int, counts: Counts) -> float:
         times, axes = self._entries[number]
         for axis in axes:
             times *= count(axis, counts)
         return times
 
 
-class Macs(_Sum):
+class Macs(Sum):
     """Multiply-accumulates of one sample."""
 
     unit, falling = "multiply-accumulates", True
@@ -94,7 +94,7 @@ class Macs(_Sum):
         super().__init__(work, found.followed.batch)
 
 
-class Parameters(_Sum):
+class Parameters(Sum):
     """Numbers that are trained; one that has two names counts once."""
 
     unit, falling = "parameters", True
@@ -106,6 +106,28 @@ class Parameters(_Sum):
             axes = known.get(path)
             entries.append((value.numel(), ()) if axes is None else (1, tuple(resolved(axis) for axis in axes)))
         super().__init__(entries, 1)
+
+
+class Bytes(Sum):
+    """Bytes of weights in a float32 file: BatchNorm is folded, its shift is what remains of it."""
+
+    unit, falling = "bytes of float32 weights", True
+
+    def __init__(self, found: Found) -> None:
+        known, folded = found.followed.tensors, _scales(found.view)
+        entries = []
+        for path, value in found.view.named_parameters():
+            axes = known.get(path)
+            if path not in folded:
+                size = (4 * value.numel(), ()) if axes is None else (4, tuple(resolved(axis) for axis in axes))
+                entries.append(size)
+        super().__init__(entries, 1)
+
+
+def _scales(view: nn.Module) -> set[str]:
+    """The weights of BatchNorm, which go into the layer before."""
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return {f"{name}.weight" for name, layer in view.named_modules() if isinstance(layer, norms)}
 
 
 class Memory:

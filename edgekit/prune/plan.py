@@ -146,7 +146,7 @@ def _blocks(group: Group, scores: Tensor, round_to: int, least: int) -> list[tup
     """The group's removable channels, least important first, in blocks with the importance that each costs."""
     order = torch.argsort(scores, stable=True).tolist()
     normed = (scores / scores.sum().clamp_min(1e-30)).tolist()
-    unit = _unit(group, round_to)
+    unit = block_of(group, round_to)
     least = max(least, min(unit, group.channels), 1)
     cuts, at = [], 0
     while True:
@@ -158,7 +158,7 @@ def _blocks(group: Group, scores: Tensor, round_to: int, least: int) -> list[tup
     return [(block, sum(normed[c] for c in block)) for block in cuts]
 
 
-def _unit(group: Group, round_to: int) -> int:
+def block_of(group: Group, round_to: int) -> int:
     """How many channels go at once so that every axis shrinks by a multiple of `round_to` positions."""
     each = [len(some[0]) for some in _indices(group)]
     return max((round_to // math.gcd(round_to, n) for n in each), default=round_to)
