@@ -22,7 +22,8 @@ LAYERS = [
     {"backends", "devices", "recipe", "stages", "testing"},
     {"advice", "assess", "baseline", "building", "calibrating", "checking", "compare", "conditions", "doctor",
      "emitting", "episodes", "explain", "follow", "gate", "gating", "measuring", "observed", "outputs", "pipeline",
-     "profile", "profiling", "remeasure", "reporting", "ships", "stored", "stressing", "workspace", "wrapping"},
+     "planning", "probing", "profile", "profiling", "remeasure", "reporting", "ships", "stored", "stressing",
+     "workspace", "wrapping"},
     {"cli", "__main__"},
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -14,7 +14,7 @@ from edgekit.prune.budget import UNITS, Budget, read_budget
 
 if TYPE_CHECKING:
     from edgekit.prune.planned import Planned
-    from edgekit.stages._pruning import Pruning
+    from edgekit.prune.pruning import Pruning
 
 Importance = Literal["taylor", "fisher", "activation", "l1", "l2", "geometric_median", "bn_scale", "random"]
 Amount = float | str
@@ -113,6 +113,18 @@ class Prune(BaseModel):
         if not isinstance(model, TorchModel):
             raise UsageError("'prune' cuts a trainable module: put it before 'quantize' in the recipe.")
         require("torch", extra="torch", why="pruning")
-        from edgekit.stages._pruning import Pruning
+        from edgekit.prune.pruning import Pruning, Settings
 
-        return Pruning(self, model, ctx)
+        settings = Settings(
+            budget=self.budget,
+            importance=self.importance,
+            scope=self.scope,
+            iterations=self.iterations,
+            round_to=self.round_to,
+            keep_at_least=self.keep_at_least,
+            samples=self.samples,
+            target=self.target,
+            backend=self.backend,
+            written=self.model_dump(),
+        )
+        return Pruning(settings, model, ctx)

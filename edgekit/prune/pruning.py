@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,23 +17,38 @@ from edgekit.errors import BuildError
 from edgekit.graph.lifted import lift
 from edgekit.model import Step, TorchModel
 from edgekit.prune.apply import difference, masked, removed
+from edgekit.prune.budget import Budget
 from edgekit.prune.correct import channel_moments, correct_biases, reestimate_batchnorm
 from edgekit.prune.cost import Bytes, Cost, Macs, Memory, Parameters, count_macs
 from edgekit.prune.find import Found, find_groups
 from edgekit.prune.follow import OUTPUT
-from edgekit.prune.importance import LABELLED, Scores, score
+from edgekit.prune.importance import LABELLED, Importance, Scores, score
 from edgekit.prune.plan import Plan, choose
 from edgekit.prune.planned import Planned, PlannedGroup, Timed
 from edgekit.prune.rebuild import as_source
 from edgekit.prune.shapes import has_batchnorm, parameters
-from edgekit.stages._timing import Timing
-from edgekit.stages.prune import ROUND_TO
+from edgekit.prune.timing import Timing
 from edgekit.train.samples import Samples, single_input, some, training_split
 
-if TYPE_CHECKING:
-    from edgekit.stages.prune import Prune
+BATCH, ROUND_TO = 128, 8
 
-BATCH = 128
+
+@dataclass(frozen=True)
+class Settings:
+    """Those of `edgekit.stages.prune.Prune`, which tells what each means; `written` are they as in the recipe."""
+
+    budget: Budget
+    importance: Importance
+    scope: Literal["global", "local"]
+    iterations: int
+    round_to: int | None
+    keep_at_least: float
+    samples: int
+    target: str | None
+    backend: str | None
+    written: Mapping[str, Any]
+
+
 COSTS: dict[str, Callable[[Found], Cost]] = {
     "macs": Macs, "parameters": Parameters, "bytes": Bytes, "memory": Memory,
 }  # fmt: skip
@@ -54,7 +69,7 @@ class Chosen:
 class Pruning:
     """Plans, cuts, and puts right what a cut disturbs."""
 
-    def __init__(self, stage: Prune, model: TorchModel, ctx: RunContext) -> None:
+    def __init__(self, stage: Settings, model: TorchModel, ctx: RunContext) -> None:
         single_input(model.inputs)
         self.stage, self.model, self.ctx = stage, model, ctx
         self.samples: Samples = some(training_split(ctx.data), stage.samples, ctx.seed)
@@ -91,8 +106,8 @@ class Pruning:
             *lines,
         )
         step = Step(
-            name=stage.kind,
-            config=stage.model_dump(),
+            name="prune",
+            config=stage.written,
             seconds=time.monotonic() - self.started,
             notes=notes,
             macs=macs,
@@ -117,7 +132,10 @@ class Pruning:
             plan = self.fitted(found, scores, cost, self.target(part), round_to)
             return Chosen(found, plan, cost, kind, round_to)
         if self.timing is None:
-            self.timing = Timing(stage, self.model, self.ctx, found, self.least)
+            self.timing = Timing(
+                self.model, self.ctx, found, self.least,
+                target=stage.target, backend=stage.backend, round_to=stage.round_to,
+            )  # fmt: skip
             self.total = self.timing.total
         plan, cost, timed = self.timing.settle(
             found, self.target(part), lambda cost, target, step: self.fitted(found, scores, cost, target, step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgekit.context import RunContext
 from edgekit.errors import UsageError
@@ -17,9 +17,6 @@ from edgekit.prune.plan import Plan
 from edgekit.prune.planned import Timed
 from edgekit.prune.survey import Share, Survey, most_networks, removal_of
 from edgekit.target import Target
-
-if TYPE_CHECKING:
-    from edgekit.stages.prune import Prune
 
 TRIES = 5
 """Plans that are measured at most."""
@@ -42,27 +39,35 @@ class Timing:
     """The target, the time of the whole network there, and the table of costs; measured once."""
 
     def __init__(
-        self, stage: Prune, model: TorchModel, ctx: RunContext, found: Found, least: Mapping[str, int]
+        self,
+        model: TorchModel,
+        ctx: RunContext,
+        found: Found,
+        least: Mapping[str, int],
+        *,
+        target: str | None,
+        backend: str | None,
+        round_to: int | None,
     ) -> None:
-        """Measure. `found` are the groups of the untouched network.
+        """Measure. `found` are the groups of the untouched network; the last three are the stage's settings.
 
         Raises:
             UsageError: the recipe has no such target, or it has no device.
         """
         self.ctx, self.model = ctx, replace(model, module=found.view)
-        self.target, first = _target(stage, self.model, ctx)
-        self.backend = stage.backend or ""
+        self.backend = backend or ""
+        self.target, first = _target(target, self.backend, self.model, ctx)
         self.seconds, self.precision = float(first["latency_s"]), str(first["precision"])
         self.total = self.seconds * NANO
         key = f"{self.target.name} {self.backend or next(iter(self.target.backends))} {self.precision}"
-        with ctx.progress.task("measure costs", total=most_networks(stage.round_to)) as task:
+        with ctx.progress.task("measure costs", total=most_networks(round_to)) as task:
             seen = Survey(ctx.work / "latency.json", key).conduct(
                 found,
                 least,
                 self.seconds,
                 lambda kept: self._share(found, removal_of(found.groups, kept)),
                 seed=ctx.seed,
-                round_to=stage.round_to,
+                round_to=round_to,
                 done=task.advance,
             )
         self.table, self.step, self.dear = seen.table, seen.step, seen.dear
@@ -114,18 +119,18 @@ class Timing:
         return float(seen["ratio"]), float(seen["low"]), float(seen["high"])
 
 
-def _target(stage: Prune, model: TorchModel, ctx: RunContext) -> tuple[Target, dict[str, Any]]:
+def _target(name: str | None, backend: str, model: TorchModel, ctx: RunContext) -> tuple[Target, dict[str, Any]]:
     """The target whose time is asked for, and what the whole network takes there."""
-    named = [one for one in ctx.targets if stage.target in (None, one.name)]
+    named = [one for one in ctx.targets if name in (None, one.name)]
     if not named:
         names = ", ".join(one.name for one in ctx.targets) or "none"
-        raise UsageError(f"prune: the recipe has no target {stage.target!r}. It has: {names}.")
+        raise UsageError(f"prune: the recipe has no target {name!r}. It has: {names}.")
     for target in named:
         with ctx.progress.task(f"time the whole network on {target.name}"):
-            seen = ctx.measure(model, target, backend=stage.backend or "")
+            seen = ctx.measure(model, target, backend=backend)
         if seen["latency_s"] is not None:
             return target, seen
-    who = f"target {stage.target!r} has" if stage.target else "of its targets none has"
+    who = f"target {name!r} has" if name else "of its targets none has"
     raise UsageError(
         f"prune: a budget in latency is measured, and {who} a device. Name one (`device: local`, or a registered "
         "board), or use macs."
