@@ -70,8 +70,9 @@ class RunContext(Protocol):
         """How long `model` takes on `target`'s device, as the recipe will ship it (`backend`: else the first one's).
 
         Returns:
-            `latency_s`, the median in seconds, None without a device, and the `precision` of the build. With `against`
-            also `ratio` to that model's time in interleaved rounds, with `low` and `high`, its 95 % interval.
+            `latency_s`, the median in seconds, None without a device; the `precision` of the build; and `where`, text
+            that is the same where times compare: device, threads, versions. With `against` also `ratio` to that model's
+            time in interleaved rounds, with `low` and `high`, its 95 % interval.
         """
 
 

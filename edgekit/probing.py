@@ -16,7 +16,7 @@ from edgekit.building import Builder, parts
 from edgekit.bundle import Bundle
 from edgekit.compare import Round, paired_ratio
 from edgekit.context import Silent
-from edgekit.devices import Devices, is_emulated
+from edgekit.devices import Device, Devices, is_emulated
 from edgekit.errors import BuildError, UsageError
 from edgekit.model import Model, TorchModel
 from edgekit.recipe import PlannedTarget
@@ -60,7 +60,7 @@ class Probing:
                 f"{target.name} is not built for {backend!r} in this recipe, but for {', '.join(planned.backends)}."
             )
         if planned.device is None:
-            return {"latency_s": None, "precision": "fp32"}
+            return {"latency_s": None, "precision": "fp32", "where": ""}
         device = self.devices.open(planned.device)
         if is_emulated(device):
             raise UsageError(f"{planned.device} is emulated: it is never timed. Name a device that is real.")
@@ -69,7 +69,7 @@ class Probing:
             threads = planned.threads
             if against is None:
                 bench = device.bench(bundle, threads=threads, percentile=50.0)
-                return {"latency_s": statistics.median(bench.samples_s), "precision": bundle.manifest.precision}
+                return {"latency_s": statistics.median(bench.samples_s), **_about(bundle, planned, device)}
             other = self._against(against, planned, backend)
             rounds: list[Round] = []
             for total in ROUNDS:
@@ -79,7 +79,7 @@ class Probing:
                     break
         return {
             "latency_s": statistics.median(t for a, _, _, b in rounds for t in (a, b)),
-            "precision": bundle.manifest.precision,
+            **_about(bundle, planned, device),
             "ratio": ratio,
             "low": low,
             "high": high,
@@ -116,6 +116,14 @@ class Probing:
             job.data, (planned.target,), job.recipe.seed, space.work, None, Silent(), self.measure, job.recipe.base
         )
         return quick.apply(to_onnx(model) if isinstance(model, TorchModel) else model, context)
+
+
+def _about(bundle: Bundle, planned: PlannedTarget, device: Device) -> dict[str, Any]:
+    """The precision, and where it was timed."""
+    manifest, machine = bundle.manifest, device.describe()
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items()))
+    where = f"{device.name} {machine.get('fingerprint')}, {planned.threads} threads, {manifest.backend}, {versions}"
+    return {"precision": manifest.precision, "where": where}
 
 
 def opened(root: Path) -> Workspace:

@@ -7,13 +7,16 @@ no larger one. What those take beyond what the table says of full blocks is the 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from edgekit.agent.unpack import cache_folder
 from edgekit.prune.find import Found
 from edgekit.prune.groups import Group
 from edgekit.prune.latency import Row, Table, fit, terms
@@ -23,8 +26,8 @@ FULL = 16
 """A block that is full for almost every library."""
 ODD = (1, 4, 8, 32)
 """Blocks whose price is asked for; 32 stands for larger ones."""
-RANDOM = 12
-"""Networks of random widths."""
+RANDOM, SEED = 12, 0
+"""Networks of random widths, the same in every run."""
 PART = 2 / 3
 DEAR = 1.05
 """A block that costs more than full ones by this factor is none of the staircase's."""
@@ -50,13 +53,12 @@ class Surveyed:
 
 @dataclass
 class Survey:
-    """Times networks of one model and remembers them in `file`, so that a run that was killed goes on.
+    """Times variants of a network and keeps what it saw in edgekit's cache folder, so that they are timed once.
 
-    `key` says what they were timed on: measurements of another device or precision are not used.
+    `about` says what else their times depend on: device, versions, precision.
     """
 
-    file: Path
-    key: str
+    about: str
 
     def conduct(
         self,
@@ -65,7 +67,6 @@ class Survey:
         seconds: float,
         measure: Callable[[Kept], Share],
         *,
-        seed: int,
         round_to: int | None = None,
         done: Callable[[], None] = lambda: None,
     ) -> Surveyed:
@@ -76,10 +77,10 @@ class Survey:
             least: how many channels every group keeps at least.
             seconds: what the whole network takes.
             measure: the share of that which a network of these widths takes, with its interval.
-            seed: of the random widths.
             round_to: the step, where it is given: then it is not searched for.
             done: called after each network.
         """
+        self._file = cache_folder() / "latency" / f"{key_of(found, self.about)}.json"
         self._known = self._read()
         some, base = terms(found), round_to or FULL
 
@@ -89,7 +90,7 @@ class Survey:
             counts = {found.factors[group]: n for group, n in kept.items()}
             return Row(counts, *(one * seconds for one in share))
 
-        full = [timed(kept) for kept in random_widths(found, least, base, seed)]
+        full = [timed(kept) for kept in random_widths(found, least, base)]
         table = fit(some, [Row({}, seconds, seconds, seconds), *full])
         if round_to:
             return Surveyed(table, round_to)
@@ -105,18 +106,29 @@ class Survey:
         name = json.dumps(kept, sort_keys=True)
         if name not in self._known:
             self._known[name] = measure(kept)
-            draft = self.file.with_suffix(".part")
-            draft.write_text(json.dumps({"key": self.key, "shares": self._known}, indent=1), encoding="utf-8")
-            draft.replace(self.file)
+            with contextlib.suppress(OSError):  # a cache that cannot be written is none
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                draft = self._file.with_suffix(f".{os.getpid()}")
+                draft.write_text(json.dumps({"about": self.about, "shares": self._known}, indent=1), encoding="utf-8")
+                draft.replace(self._file)
         share, low, high = self._known[name]
         return share, low, high
 
     def _read(self) -> dict[str, Share]:
         try:
-            held = json.loads(self.file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            held = json.loads(self._file.read_text(encoding="utf-8"))["shares"]
+            return {str(name): (float(share), float(low), float(high)) for name, (share, low, high) in held.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
-        return dict(held["shares"]) if held.get("key") == self.key else {}
+
+
+def key_of(found: Found, about: str) -> str:
+    """A hash over what times depend on: the graph, its layers, the shapes of its weights, and `about`."""
+    view = found.view
+    layers = [f"{name} {layer!r}" for name, layer in view.named_modules() if name]
+    weights = [f"{name} {tuple(value.shape)}" for name, value in view.state_dict().items()]
+    text = "\n".join((about, view.code, *layers, *weights))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def staircase(dear: Mapping[int, float]) -> tuple[int, float | None]:
@@ -139,9 +151,9 @@ def most_networks(round_to: int | None) -> int:
     return RANDOM + (0 if round_to else len(ODD))
 
 
-def random_widths(found: Found, least: Mapping[str, int], block: int, seed: int) -> Iterator[Kept]:
+def random_widths(found: Found, least: Mapping[str, int], block: int) -> Iterator[Kept]:
     """Networks in which every group keeps a random number of full blocks, or all of its channels."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(SEED)
     for _ in range(RANDOM):
         yield {g.name: int(generator.choice(_widths(g, block, least.get(g.name, 1)))) for g in found.groups}
 

@@ -59,14 +59,12 @@ class Timing:
         self.target, first = _target(target, self.backend, self.model, ctx)
         self.seconds, self.precision = float(first["latency_s"]), str(first["precision"])
         self.total = self.seconds * NANO
-        key = f"{self.target.name} {self.backend or next(iter(self.target.backends))} {self.precision}"
         with ctx.progress.task("measure costs", total=most_networks(round_to)) as task:
-            seen = Survey(ctx.work / "latency.json", key).conduct(
+            seen = Survey(f"{first['where']}, {self.precision}").conduct(
                 found,
                 least,
                 self.seconds,
                 lambda kept: self._share(found, removal_of(found.groups, kept)),
-                seed=ctx.seed,
                 round_to=round_to,
                 done=task.advance,
             )

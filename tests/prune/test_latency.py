@@ -50,7 +50,7 @@ class Lent(SimpleNamespace):
         self.asked += 1
         ratio = formula(model.module) / formula(self.dense.module)
         ratio *= 1 + 0.004 * ((self.asked * 7) % 5 - 2)
-        found = {"latency_s": formula(model.module), "precision": "fp32"}
+        found = {"latency_s": formula(model.module), "precision": "fp32", "where": "nowhere"}
         return found if against is None else {**found, "ratio": ratio, "low": ratio / 1.01, "high": ratio * 1.01}
 
 
@@ -69,6 +69,11 @@ def formula(module: torch.nn.Module) -> float:
         pixels, dear = (144, 5) if number < 2 else (36, 1)
         total += made * read * 9 * pixels * dear / 1e4
     return total * 1e-6
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -96,15 +101,19 @@ def test_time_is_taken_where_it_is_and_not_where_the_work_is(dense, tmp_path):
     assert formula(timed.module) < formula(worked.module)
 
 
-def test_what_was_measured_is_kept_for_resuming(dense, tmp_path):
+def test_what_was_measured_is_measured_once(dense, tmp_path):
     first, again = lent(dense, tmp_path), lent(dense, tmp_path)
     stage = Prune(latency=0.7, samples=64)
     assert stage.plan(dense, first).timed.networks > 10
     planned = stage.plan(dense, again)
     assert again.asked <= 6 < first.asked
     assert planned.timed.target == TARGET.name and planned.round_to == 16
-    held = json.loads((tmp_path / "latency.json").read_text())
+    (file,) = (tmp_path / "latency").iterdir()
+    held = json.loads(file.read_text())
     assert all(low <= share <= high for share, low, high in held["shares"].values())
+    file.write_text("{")
+    stage.plan(dense, again)
+    assert again.asked > 10, "a damaged file is none"
 
 
 def test_an_amount_is_a_time_and_what_cannot_be_met_names_what_binds(dense, tmp_path):
@@ -117,7 +126,7 @@ def test_an_amount_is_a_time_and_what_cannot_be_met_names_what_binds(dense, tmp_
 
 def test_without_a_device_it_says_so(dense, tmp_path):
     ctx = lent(dense, tmp_path)
-    ctx.measure = lambda model, target, **_: {"latency_s": None, "precision": "fp32"}
+    ctx.measure = lambda model, target, **_: {"latency_s": None, "precision": "fp32", "where": "nowhere"}
     with pytest.raises(UsageError, match="none has a device"):
         Prune(latency=0.5).apply(dense, ctx)
     with pytest.raises(UsageError, match="no target 'elsewhere'"):
