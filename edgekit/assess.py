@@ -231,8 +231,8 @@ def flat(seen: Evaluation) -> dict[str, float]:
 
 def did_not_help(before: Step, after: Step) -> str | None:
     """One plain line where a stage did not do what it was for, else None. Bundles judge `quantize`."""
-    if after.name == "prune" and before.macs and after.macs and after.macs >= before.macs:
-        return f"prune did not help: {after.macs:,} multiply-accumulates after it, {before.macs:,} before."
+    if after.name in ("prune", "factorize") and before.macs and after.macs and after.macs >= before.macs:
+        return f"{after.name} did not help: {after.macs:,} multiply-accumulates after it, {before.macs:,} before."
     was, now = before.metrics.get("accuracy"), after.metrics.get("accuracy")
     if after.name == "qat" and after.config.get("grid", "affine") != "affine":
         return _in_its_grid(after)

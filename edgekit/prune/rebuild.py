@@ -15,10 +15,14 @@ from edgekit.errors import UsageError
 from edgekit.graph.exporting import copied
 from edgekit.graph.lifted import is_lifted, lift
 from edgekit.prune.apply import Cut, Removed, cut_weights, difference, fit, fit_layers
+from edgekit.prune.factored import Entries, split
 from edgekit.prune.shapes import restore
 
 Description = dict[str, Any]
-"""Fit for JSON: whether the module is a lifted graph, and what was changed in it beside its tensors."""
+"""Fit for JSON: whether the module is a lifted graph, and what was changed in it beside its tensors.
+
+`factors` are the layers that became two, in order; see `edgekit.prune.factored.Entries`.
+"""
 _KEY = "edgekit_cut"
 
 
@@ -28,8 +32,16 @@ def as_source(source: nn.Module, result: Removed, inputs: tuple[Tensor, ...]) ->
     cut = result.cut if earlier is None else result.cut.onto(Cut(earlier["calls"], earlier["layers"]))
     own = None if is_lifted(source) else _cut(source, result, inputs)
     module = result.view if own is None else own
-    _describe(module, {"lifted": own is None, "calls": cut.calls, "layers": cut.layers})
+    factors = {} if earlier is None else earlier.get("factors", {})
+    _describe(module, {"lifted": own is None, "calls": cut.calls, "layers": cut.layers, "factors": factors})
     return module.eval()
+
+
+def describe_factors(source: nn.Module, module: nn.Module, entries: Entries) -> None:
+    """Write about `module` that these layers of `source` became two in it, beside what is written about `source`."""
+    earlier = description_of(source) or {"calls": {}, "layers": {}}
+    factors = {**earlier.get("factors", {}), **entries}
+    _describe(module, {**earlier, "lifted": is_lifted(module), "factors": factors})
 
 
 def _cut(source: nn.Module, result: Removed, inputs: tuple[Tensor, ...]) -> nn.Module | None:
@@ -68,8 +80,10 @@ def rebuilt(
     """
     if description is None:
         return restore(fresh, tensors).eval()
-    base = lift(fresh, inputs) if description["lifted"] and not is_lifted(fresh) else fresh
-    module = restore(base, tensors)
+    factors = description.get("factors", {})
+    base = fresh if is_lifted(fresh) else split(fresh, factors, lifted=False)
+    base = lift(base, inputs) if description["lifted"] and not is_lifted(base) else base
+    module = restore(split(base, factors, lifted=True), tensors)
     cut = Cut(description["calls"], description["layers"])
     try:
         (fit if description["lifted"] else fit_layers)(module, cut)

@@ -16,7 +16,13 @@ BACKENDS = {
     "litert": "LiteRT",
     "tensorrt": "TensorRT",
 }
-_STAGES = {"prune": "pruned", "distill": "distilled", "quantize": "quantized", "qat": "trained with fake quantization"}
+_STAGES = {
+    "prune": "pruned",
+    "factorize": "factorised",
+    "distill": "distilled",
+    "quantize": "quantized",
+    "qat": "trained with fake quantization",
+}
 _OUTCOMES = {
     ExitCode.PASS: "Pass",
     ExitCode.GATE_FAILED: "Gate failed",

@@ -9,6 +9,7 @@ from edgekit.model import Model
 
 STAGES: dict[str, str] = {
     "prune": "edgekit.stages.prune:Prune",
+    "factorize": "edgekit.stages.factorize:Factorize",
     "distill": "edgekit.stages.distill:Distill",
     "quantize": "edgekit.stages.quantize:Quantize",
     "qat": "edgekit.stages.qat:Qat",

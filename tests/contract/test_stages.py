@@ -3,6 +3,7 @@
 import pytest
 
 from edgekit.stages.distill import Distill
+from edgekit.stages.factorize import Factorize
 from edgekit.stages.prune import Prune
 from edgekit.stages.qat import Qat
 from edgekit.stages.quantize import Quantize
@@ -16,6 +17,10 @@ class TestQuantize(StageContract):
 
 class TestPrune(StageContract):
     stage = Prune(macs=0.8, round_to=2)
+
+
+class TestFactorize(StageContract):
+    stage = Factorize(macs=0.9, round_to=2)
 
 
 class TestDistill(StageContract):
