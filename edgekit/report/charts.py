@@ -117,10 +117,18 @@ class Bar:
     title: str
 
 
-def bars(values: Sequence[Bar], y: Axis, x_label: str, label: str, limit: tuple[str, float] | None = None) -> Markup:
+def bars(
+    values: Sequence[Bar],
+    y: Axis,
+    x_label: str,
+    label: str,
+    limit: tuple[str, float] | None = None,
+    *,
+    from_zero: bool = False,
+) -> Markup:
     """Bars in order on a wide chart, from the floor of the scale up; `limit` draws a line across with its name."""
     heights = [bar.value for bar in values] + ([limit[1]] if limit else [])
-    up = scale(heights, log=False, margin=0.1)
+    up = Scale(0.0, 1.1 * max(heights) or 1.0) if from_zero else scale(heights, log=False, margin=0.1)
     width, floor, right = 2 * WIDTH, HEIGHT - BOTTOM, 2 * WIDTH - RIGHT
     step = (right - LEFT) / len(values)
     parts = []

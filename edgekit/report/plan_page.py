@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from edgekit.prune.planned import Planned, PlannedGroup
 
 HEADS = ("Group", "Channels", "Kept", "Importance lost", "Gives")
-MOST = 60
-"""So many groups at most stand in a chart."""
 
 
 def heading(plan: Planned) -> str:
@@ -70,8 +68,8 @@ def render(plan: Planned) -> str:
         class_="top",
     )
     rows = [
-        el("tr", el("th", cells(one)[0], scope="row"), [el("td", cell) for cell in cells(one)[1:]])
-        for one in plan.groups
+        el("tr", el("th", f"{number}. {one.group}", scope="row"), [el("td", cell) for cell in cells(one)[1:]])
+        for number, one in enumerate(plan.groups, 1)
     ]
     content = [
         section("What it gives and costs", _chart(plan)),
@@ -85,18 +83,16 @@ def render(plan: Planned) -> str:
 
 def _chart(plan: Planned) -> Content:
     """What every group gives, and what it loses for that, one above the other."""
-    most = sorted(plan.groups, key=lambda one: -one.freed)[:MOST]
-    drawn = [one for one in plan.groups if one in most and one.kept < one.channels]
-    if not drawn:
+    if all(one.kept == one.channels for one in plan.groups):
         return None
     figures: list[Markup] = []
-    for number, (what, value) in enumerate(
-        ((f"gives, % of the {plan.unit}", "freed"), ("loses, % of its importance", "lost"))
-    ):
+    sides = (f"gives, % of the {plan.unit}", "freed"), ("loses, % of its importance", "lost")
+    for number, (what, value) in enumerate(sides):
         some = [
             Bar(100 * getattr(one, value), number, f"{one.group}: {one.channels} to {one.kept}, {what}")
-            for one in drawn
+            for one in plan.groups
         ]
-        chart = bars(some, Axis(what, lambda v: f"{v:g}"), "group, in the order of the table", what)
+        axis = Axis(what, lambda v: f"{v:g}")
+        chart = bars(some, axis, "group, by its number in the table", what, from_zero=True)
         figures.append(el("figure", el("div", chart, class_="wide", tabindex="0", role="region", aria_label=what)))
     return figures
