@@ -186,11 +186,11 @@ class Run:
         key = digest(metadata.version(DISTRIBUTION), reference, data.sha256, str(recipe.seed))
         return cls(recipe, space, data, source, oracle, progress, False, key, started)
 
-    def compress(self) -> Model:
-        """The model after every stage, each held against the reference as soon as it is done."""
+    def compress(self, stages: int | None = None) -> Model:
+        """The model after every stage, or the first `stages`, each held against the reference when it is done."""
         model, before = self.entered(), self.oracle.step if self.judged else Step("source", {}, 0.0)
         together = _together()
-        for number, stage in enumerate(self.recipe.stages, 1):
+        for number, stage in enumerate(self.recipe.stages[:stages], 1):
             self.key = stage_key(self.key, stage, self.recipe.base)
             folder = self.space.stage(number, stage.kind)
             kept = load_stage(folder, self.key, model) if self.resume else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -58,8 +57,7 @@ def plan(
     devices = Devices(wait=wait, progress=shown)
     job = Run.start(chosen, out, resume=resume, progress=shown, judged=False, devices=devices)
     try:
-        before = replace(job, recipe=replace(chosen, stages=chosen.stages[:number]))
-        model = before.compress()
+        model = job.compress(number)
         folder = job.space.stage(number + 1, stage.kind)
         assert isinstance(stage, Plans)
         with writing_to(job.space.root):
