@@ -251,7 +251,7 @@ def _stage(document: Document, index: int, entry: dict[str, Any] | str) -> Stage
 def _check_order(document: Document, stages: Sequence[Stage]) -> None:
     """The way from a trainable module to one graph is one-way: what trains comes first, and it is gone once.
 
-    A stage that works on what another one makes names it as `after`.
+    A stage that works on what another one makes names it as `after`, and what must not follow it as `not_before`.
     """
     for index, stage in enumerate(stages):
         needed = getattr(stage, "after", None)
@@ -261,6 +261,11 @@ def _check_order(document: Document, stages: Sequence[Stage]) -> None:
             raise document.error(("stages", index), f"{stage.kind!r} trains what {needed!r} makes. {what}")
         if not stage.trains and stage.kind in [s.kind for s in stages[:index]]:
             raise document.error(("stages", index), f"{stage.kind!r} stands here twice. Once is enough.")
+        barred = next((s.kind for s in stages[:index] if stage.kind in getattr(s, "not_before", ())), None)
+        if barred:
+            raise document.error(
+                ("stages", index), f"{stage.kind!r} would undo what {barred!r} does. Move it in front of that."
+            )
         before = next((s.kind for s in stages[:index] if not s.trains), None)
         if stage.trains and before:
             raise document.error(

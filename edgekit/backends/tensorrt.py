@@ -75,10 +75,12 @@ class TensorRT:
             MissingDependencyError: onnx, or for an engine every TensorRT package, is missing.
         """
         from edgekit.backends import _tensorrt_graph as graph
+        from edgekit.graph.sparse import two_of_four
 
         proto = self._graph(job)
         content = proto.SerializeToString(deterministic=True)
-        runner: dict[str, Any] = {"shapes": shapes(job), "tf32": False}
+        sparse = two_of_four(proto)
+        runner: dict[str, Any] = {"shapes": shapes(job), "tf32": False, **({"sparse": True} if sparse else {})}
         versions: dict[str, str] = {}
         files = {"model.onnx": content}
         if job.facts.built_on == "device":
@@ -88,10 +90,13 @@ class TensorRT:
             )
         else:
             trt = api(job)
-            files = {"model.engine": compile_engine(trt, proto, job, runner["shapes"]), **files}
+            engine = compile_engine(trt, proto, job, runner["shapes"], sparse=bool(sparse))
+            files = {"model.engine": engine, **files}
             runner["package"] = trt.__name__
             versions = {trt.__name__: trt.__version__, "compute_capability": compute_capability(job)}
             notes = ("placement is as planned: only a GPU shows what the engine does",)
+        if sparse:
+            notes = (*notes, f"TensorRT is told of sparse weights: those of {len(sparse)} operators are 2:4")
         return Built(
             status="built" if "model.engine" in files else "emitted",
             files={name: _written(job.work / name, data) for name, data in files.items()},
@@ -206,8 +211,8 @@ def parsed(content: bytes) -> tuple[str, ...]:
     return (f"tensorrt_rtx {trt.__version__} parses the graph; the board's own version decides",)
 
 
-def compile_engine(trt: ModuleType, proto: onnx.ModelProto, job: Job, ranges: Shapes) -> bytes:
-    """The bytes of an engine, without TF32.
+def compile_engine(trt: ModuleType, proto: onnx.ModelProto, job: Job, ranges: Shapes, *, sparse: bool = False) -> bytes:
+    """The bytes of an engine, without TF32; `sparse`: kernels that skip zeros are tried for weights that are 2:4.
 
     Raises:
         BuildError: the parser or the builder refuses; nodes are named where they are known.
@@ -216,6 +221,8 @@ def compile_engine(trt: ModuleType, proto: onnx.ModelProto, job: Job, ranges: Sh
     builder, network = parse(trt, proto.SerializeToString(), log)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
+    if sparse:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     _aim(trt, config, compute_capability(job))
     if any(-1 in tuple(network.get_input(i).shape) for i in range(network.num_inputs)):
         profile = builder.create_optimization_profile()

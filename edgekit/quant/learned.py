@@ -69,7 +69,7 @@ def learned(
 def best(weight: Floats, moment: Floats, limit: int, steps: int = STEPS) -> Floats:
     """Whichever errs least at each output: nearest, compensated, or learned rounding."""
     start = compensate(weight, moment, limit)
-    return better(weight, start, learn(weight, moment, limit, start, steps), moment)
+    return better(weight, start, np.where(weight == 0, 0, learn(weight, moment, limit, start, steps)), moment)
 
 
 def learn(weight: Floats, moment: Floats, limit: int, start: Floats, steps: int = STEPS) -> Floats:

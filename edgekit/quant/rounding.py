@@ -44,8 +44,9 @@ def compensated(chosen: Sequence[Layer], spec: QuantSpec, variant: Variant, mome
 
 
 def compensate(weight: Floats, moment: Floats, limit: int) -> Floats:
-    """Whichever errs less at each output: nearest rounding or the nearest plane."""
-    return better(weight, np.clip(np.rint(weight), -limit, limit), nearest_plane(weight, moment, limit), moment)
+    """Whichever errs less at each output: nearest rounding or the nearest plane. What is zero stays zero."""
+    plane = np.where(weight == 0, 0, nearest_plane(weight, moment, limit))
+    return better(weight, np.clip(np.rint(weight), -limit, limit), plane, moment)
 
 
 def by_layer(

@@ -19,6 +19,7 @@ BACKENDS = {
 _STAGES = {
     "prune": "pruned",
     "factorize": "factorised",
+    "sparsify": "made sparse",
     "distill": "distilled",
     "quantize": "quantized",
     "qat": "trained with fake quantization",

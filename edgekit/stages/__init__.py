@@ -10,6 +10,7 @@ from edgekit.model import Model
 STAGES: dict[str, str] = {
     "prune": "edgekit.stages.prune:Prune",
     "factorize": "edgekit.stages.factorize:Factorize",
+    "sparsify": "edgekit.stages.sparsify:Sparsify",
     "distill": "edgekit.stages.distill:Distill",
     "quantize": "edgekit.stages.quantize:Quantize",
     "qat": "edgekit.stages.qat:Qat",
@@ -21,7 +22,8 @@ STAGES: dict[str, str] = {
 class Stage(Protocol):
     """A frozen pydantic value with the settings of one recipe entry.
 
-    A class that works on what another stage makes says which by `after: ClassVar[str]`, and a recipe is held to it.
+    A class that works on what another stage makes says which by `after: ClassVar[str]`, one whose work others would
+    undo names these by `not_before: ClassVar[tuple[str, ...]]`, and a recipe is held to it.
     """
 
     kind: ClassVar[str]

@@ -14,7 +14,7 @@ from edgekit.units import parse_duration
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgekit.model import TensorSpec
+    from edgekit.model import Model, TensorSpec
     from edgekit.train.training import Recovered
 
 GAIN = 0.9
@@ -138,6 +138,11 @@ class Trains(BaseModel):
         """Lines about settings that were left to be found."""
         size = result.settings.batch_size
         return [*([f"batches of {size} samples"] if self.batch_size == "auto" else []), *result.found]
+
+
+def is_sparse(model: Model) -> bool:
+    """Whether a stage before made weights zero, which then stay so."""
+    return any(step.name == "sparsify" for step in model.history)
 
 
 def convergence(result: Recovered) -> str | None:

@@ -13,7 +13,7 @@ from edgekit.context import RunContext
 from edgekit.errors import UsageError
 from edgekit.extras import require
 from edgekit.model import Model, Step, TorchModel
-from edgekit.stages._training import Trains, remarks
+from edgekit.stages._training import Trains, is_sparse, remarks
 from edgekit.tasks import WITHOUT_CLASSES
 from edgekit.train.settings import AdversarialTraining
 
@@ -72,6 +72,7 @@ class Distill(Trains):
         settings = self.settings(ctx.seed)
         if ctx.data.task in WITHOUT_CLASSES:
             settings = replace(settings, objective="outputs")
+        settings = replace(settings, keep_zeros=is_sparse(model))
         result = recover(
             student,
             teacher,

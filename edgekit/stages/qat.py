@@ -15,7 +15,7 @@ from edgekit.errors import UsageError
 from edgekit.extras import require
 from edgekit.model import Model, OnnxModel, Step
 from edgekit.quant.spec import Variant
-from edgekit.stages._training import AnyRate, Trains, remarks
+from edgekit.stages._training import AnyRate, Trains, is_sparse, remarks
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,7 @@ class Qat(Trains):
         _check_batch(model, student, held_out)
         other = self.teacher.network(model.inputs, ctx.base) if self.teacher else None
         pair = Pair.of(model, other, classes=train.labelled or ctx.data.task == "classification")
-        settings = self.settings(ctx.seed, pair)
+        settings = replace(self.settings(ctx.seed, pair), keep_zeros=is_sparse(model))
         result = recover(
             pair.student(student),
             pair.teacher,

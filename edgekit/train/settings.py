@@ -89,6 +89,8 @@ class Settings:
     save_every_s: float = 300.0
     time_budget_s: float | None = None
     device: Literal["cpu", "cuda"] = "cpu"
+    keep_zeros: bool = False
+    """Weights that are zero at the start stay so: the student is sparse."""
     highest_rate: float = 1.0
     """The highest learning rate that is tried where one is to be found."""
 

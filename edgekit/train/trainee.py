@@ -58,6 +58,7 @@ class Trainee:
         self.student, self.device = objective.student, objective.device
         self.optimizer = optimizer(self.student, settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
+        self.zeros = zeros_in(self.student) if settings.keep_zeros else []
         self.average = Average(self.student, settings.regularize.ema) if settings.regularize.ema else None
         self.schedule = Schedule(settings.learning_rate, settings.epochs * steps)
         self.state, self.watch, self.draw = State(), Watch(), torch.Generator()
@@ -104,6 +105,9 @@ class Trainee:
         nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.regularize.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        with torch.no_grad():
+            for weight, zero in self.zeros:
+                weight.masked_fill_(zero, 0.0)
         if self.average:
             self.average.update(self.student)
         return value
@@ -157,6 +161,12 @@ def parts(rows: slice, count: int) -> Iterator[slice]:
     count = min(count, length)
     for i in range(count):
         yield slice(rows.start + length * i // count, rows.start + length * (i + 1) // count)
+
+
+def zeros_in(module: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+    """Kernels and matrices that are zero in part, and where."""
+    found = [(p, p.detach() == 0) for p in module.parameters() if p.ndim > 1]
+    return [(weight, zero) for weight, zero in found if zero.any() and not zero.all()]
 
 
 def _decayed(module: nn.Module, decay: float) -> list[dict[str, object]]:

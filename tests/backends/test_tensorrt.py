@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -265,3 +266,42 @@ def test_paddle_files_go_through(tmp_path, rtx, name, height, width):
     for role, network in (("float", model), ("quantized", quantized)):
         built = TensorRT().build(job(network, tmp_path / role, role, samples=(images[:2],)))
         assert built.status == "built"
+
+
+def halved():
+    """The small network with 2:4 weights in its pointwise convolution."""
+    model = small_network()
+    for tensor in model.proto.graph.initializer:
+        if tensor.name == "pw.w":
+            weight = numpy_helper.to_array(tensor).copy()
+            weight[:, ::2] = 0
+            tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+    return model
+
+
+@pytest.mark.parametrize("built_on", ["host", "device"])
+def test_of_sparse_weights_tensorrt_is_told(tmp_path, rtx, built_on):
+    built = TensorRT().build(job(halved(), tmp_path, built_on=built_on))
+    assert built.runner["sparse"] is True
+    assert "TensorRT is told of sparse weights: those of 1 operators are 2:4" in built.notes
+    assert "sparse" not in TensorRT().build(job(small_network(), tmp_path, built_on=built_on)).runner
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_by_the_builder_flag_on_the_host_and_on_a_board(tmp_path, monkeypatch, sparse):
+    from edgekit.agent.runners.tensorrt_build import engine
+
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    for compiled in (
+        lambda trt: tensorrt.compile_engine(trt, halved().proto, job(halved(), tmp_path), {}, sparse=sparse),
+        lambda trt: engine(trt, None, "gpu", tmp_path / "model.onnx", {"runner": {"shapes": {}, "sparse": sparse}}),
+    ):
+        trt = mock.MagicMock(__version__="1", ILogger=object)
+        trt.ComputeCapability.__members__ = {"SM86": 1}
+        builder = trt.Builder.return_value
+        builder.create_network.return_value.num_inputs = 0
+        builder.build_serialized_network.return_value = b"engine"
+        assert compiled(trt) == b"engine"
+        flags = [call.args[0] for call in builder.create_builder_config.return_value.set_flag.call_args_list]
+        assert flags == [trt.BuilderFlag.SPARSE_WEIGHTS] * sparse

@@ -7,6 +7,7 @@ from edgekit.stages.factorize import Factorize
 from edgekit.stages.prune import Prune
 from edgekit.stages.qat import Qat
 from edgekit.stages.quantize import Quantize
+from edgekit.stages.sparsify import Sparsify
 from edgekit.testing import StageContract
 from edgekit.testing.subjects import quantized, small_network
 
@@ -21,6 +22,10 @@ class TestPrune(StageContract):
 
 class TestFactorize(StageContract):
     stage = Factorize(macs=0.9, round_to=2)
+
+
+class TestSparsify(StageContract):
+    stage = Sparsify(share=0.5)
 
 
 class TestDistill(StageContract):

@@ -46,6 +46,7 @@ def modelled(module: nn.Module) -> TorchModel:
 
 @pytest.fixture(scope="module")
 def dense() -> TorchModel:
+    torch.manual_seed(0)
     return modelled(settled(Mixed()))
 
 
@@ -64,6 +65,11 @@ class Attends(nn.Module):
         return self.head((x + self.narrow(torch.relu(self.wide(x)))).mean(1))
 
 
+def attends() -> nn.Module:
+    torch.manual_seed(0)
+    return Attends().eval()
+
+
 def kept(model: TorchModel, before: TorchModel, tmp_path: Path) -> TorchModel:
     save_stage(tmp_path, "key", model)
     again = load_stage(tmp_path, "key", before)
@@ -79,7 +85,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 @pytest.mark.parametrize("source", ["module", "view", "lifted"])
 def test_a_factorised_model_meets_its_budget_survives_the_disk_and_exports(dense, tmp_path, source):
     model = {
-        "module": lambda: dense, "view": lambda: to_torch(dense.reference), "lifted": lambda: modelled(Attends().eval())
+        "module": lambda: dense, "view": lambda: to_torch(dense.reference), "lifted": lambda: modelled(attends())
     }[source]()  # fmt: skip
     before = copy.deepcopy(model.module.state_dict())
     made = Factorize(macs=0.7, round_to=4, samples=64).apply(model, context(tmp_path))
@@ -98,7 +104,7 @@ def test_a_factorised_model_meets_its_budget_survives_the_disk_and_exports(dense
 
 @pytest.mark.parametrize("source", ["module", "lifted"])
 def test_pruned_after_it_and_before_it_and_factorised_again(dense, tmp_path, source):
-    model = dense if source == "module" else modelled(Attends().eval())
+    model = dense if source == "module" else modelled(attends())
     ctx, (a, b, c) = context(tmp_path), (tmp_path / name for name in "abc")
     prune, factorize = Prune(macs=0.7, round_to=4, samples=64), Factorize(parameters=0.8, round_to=2, samples=64)
     one = prune.apply(model, ctx)
