@@ -68,4 +68,4 @@ def test_a_table_has_medians_over_the_seeds(tmp_path: Path):
         np.savez(bench.folder(row) / "hits.npz", **found)
     line = next(line for line in table(rows, bench, {}).splitlines() if line.startswith("| edgekit, 2.07x"))
     assert "| 50.0% | 5 | 3 | 85.00% (80.00%, 85.00%, 90.00%) |" in line
-    assert "| -10.00 [" in line and "| +0.00 [" in line
+    assert "| -10.00; -10.00 [" in line and "| +0.00; +0.00 [" in line
