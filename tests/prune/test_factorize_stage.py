@@ -22,21 +22,24 @@ from edgekit.graph.crossing import export_module, to_onnx, to_torch  # noqa: E40
 from edgekit.graph.execute import run_onnx  # noqa: E402
 from edgekit.graph.lifted import is_lifted  # noqa: E402
 from edgekit.model import TensorSpec, TorchModel  # noqa: E402
+from edgekit.prune.cost import count_macs  # noqa: E402
 from edgekit.prune.factored import Factored  # noqa: E402
 from edgekit.stages.distill import Distill  # noqa: E402
 from edgekit.stages.factorize import Factorize  # noqa: E402
 from edgekit.stages.prune import Prune  # noqa: E402
 from edgekit.stages.quantize import Quantize  # noqa: E402
+from edgekit.target import load_target  # noqa: E402
 from edgekit.workspace import load_stage, save_stage  # noqa: E402
 
 INPUTS = (TensorSpec("image", "float32", ("batch", 1, 12, 12)),)
 X = torch.randn(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
-def context(tmp_path: Path, data=None):
+def context(tmp_path: Path, *targets: str, measure=None):
     return SimpleNamespace(
-        data=data or stripes(), targets=(), seed=0, work=tmp_path, deadline=None, progress=Silent(), base=tmp_path
-    )
+        data=stripes(), targets=tuple(map(load_target, targets)), seed=0, work=tmp_path, deadline=None,
+        progress=Silent(), base=tmp_path, measure=measure,
+    )  # fmt: skip
 
 
 def modelled(module: nn.Module) -> TorchModel:
@@ -170,12 +173,50 @@ def test_a_weight_that_is_used_without_its_layer_is_factorised_in_the_graph(tmp_
     assert is_lifted(made.module)
 
 
+def by_work(model, target, *, backend, against=None):
+    """A device that takes a millisecond and another one for a million multiply-accumulates; the Pi has none."""
+    if target.name != "x86-64":
+        return {"latency_s": None, "precision": "fp32"}
+    taken = [1e-3 + 1e-9 * count_macs(one.module, (X[:1],)) for one in (model, against or model)]
+    ratio = taken[0] / taken[1]
+    seen = {"ratio": ratio, "low": ratio, "high": ratio} if against else {}
+    return {"latency_s": taken[0], "precision": "int8", "where": "here", **seen}
+
+
+@pytest.mark.parametrize("asked", [0.8, "80%", "1.59 ms"])
+def test_a_time_is_met_as_measured_on_the_first_target_with_a_device(dense, tmp_path, asked):
+    ctx = context(tmp_path, "raspberry-pi-5", "x86-64", measure=by_work)
+    made = Factorize(latency=asked, round_to=2, samples=64).apply(dense, ctx)
+    ratio = by_work(made, ctx.targets[1], backend="", against=dense)["ratio"]
+    assert 0.76 <= ratio <= 0.8
+    assert any(note.startswith("measured on x86-64, int8: 1.99 ms -> ") for note in made.history[-1].notes)
+    assert f"{ratio:.3f}" in " ".join(made.history[-1].notes)
+
+
+def test_a_time_that_cannot_be_measured_or_met(dense, tmp_path):
+    ctx = context(tmp_path, "raspberry-pi-5", "x86-64", measure=by_work)
+    step = Factorize(latency=0.3, round_to=4, samples=64).apply(dense, ctx).history[-1]
+    assert any(note.startswith("asked for 30% of the time, reached ") for note in step.notes)
+    with pytest.raises(UsageError, match="raspberry-pi-5 has no device"):
+        Factorize(latency=0.5, target="raspberry-pi-5", samples=64).apply(dense, ctx)
+    with pytest.raises(UsageError, match=r"the recipe has no target 'pi'\. It has: raspberry-pi-5, x86-64"):
+        Factorize(latency=0.5, target="pi", samples=64).apply(dense, ctx)
+    with pytest.raises(UsageError, match="no target of the recipe has a device"):
+        Factorize(latency=0.5, samples=64).apply(dense, context(tmp_path, "raspberry-pi-5", measure=by_work))
+
+
 def test_what_cannot_be_factorised_is_refused(dense, tmp_path):
     with pytest.raises(UsageError, match="put it before 'quantize'"):
         Factorize(macs=0.5).apply(dense.reference, context(tmp_path))
     with pytest.raises(UsageError, match=r"No layer of the model can be factorised: left whole: .*, or 'prune'"):
         Factorize(macs=0.5, round_to=64, samples=64).apply(dense, context(tmp_path))
-    for wrong in ({}, {"macs": 0.5, "parameters": 0.5}, {"macs": 0}, {"macs": 0.5, "round_to": 0}):
+    for wrong in (
+        {},
+        {"macs": 0.5, "latency": 0.5},
+        {"macs": 0},
+        {"macs": 0.5, "target": "a"},
+        {"macs": 0.5, "round_to": 0},
+    ):
         with pytest.raises(ValidationError):
             Factorize(**wrong)
     whole = Factorize(macs=1.0, samples=64).apply(dense, context(tmp_path))

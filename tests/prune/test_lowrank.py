@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from edgekit.prune.factored import Layer, fill, observed, pair_of, usable  # noqa: E402
+from edgekit.prune.faster import within  # noqa: E402
 from edgekit.prune.lowrank import Channel, Moments, Spatial  # noqa: E402
 from edgekit.prune.ranks import Option, choose  # noqa: E402
 
@@ -244,3 +245,36 @@ def test_a_layer_knows_the_shapes_of_its_pairs():
     assert layer.shapes("spatial", 4) == ((4, 6, 3, 1), (10, 4, 1, 5))
     for scheme in ("channel", "spatial"):
         assert tuple(tuple(part.weight.shape) for part in pair_of(layer.layer, scheme, 4)) == layer.shapes(scheme, 4)
+
+
+def in_time(wanted: float, time_of):
+    """Thirty layers of 100 of which each can be cut by 10, 20 ... 90; what was measured, too."""
+    given = {f"{i:02}": options(*((10 * k, (k / 9) ** 2 * (1 + i / 30)) for k in range(1, 10))) for i in range(30)}
+    log = []
+
+    def measure(choice):
+        ratio = time_of(1 - choice.freed / 3000)
+        log.append(ratio)
+        return ratio, ratio - 0.01, ratio + 0.01
+
+    return (*within(given, 3000, wanted, measure), log)
+
+
+@pytest.mark.parametrize("fixed", [0.0, 0.3, 0.5])
+def test_a_time_is_met_by_measuring(fixed):
+    timed, reached, log = in_time(0.7, lambda macs: fixed + (1 - fixed) * macs)
+    assert reached
+    assert 0.67 <= timed.ratio <= 0.7
+    assert timed.ratio == 1 - (1 - fixed) * timed.choice.freed / 3000
+    assert len(log) <= 6
+
+
+def test_of_noisy_times_the_slowest_that_fits_is_taken_and_else_the_fastest():
+    noise = iter([0.05, -0.05, 0.03, -0.02, 0.01, 0.0])
+    timed, reached, log = in_time(0.7, lambda macs: macs + next(noise))
+    assert reached
+    assert timed.ratio == max(ratio for ratio in log if ratio <= 0.7)
+    timed, reached, log = in_time(0.5, lambda macs: 0.6 + 0.4 * macs)
+    assert not reached
+    assert timed.ratio == min(log)
+    assert in_time(1.0, lambda macs: macs)[:2] == (timed.__class__(choose({}, 0), 1.0, 1.0, 1.0), True)
