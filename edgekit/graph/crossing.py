@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from edgekit.data import drawn
 from edgekit.errors import BuildError
 from edgekit.extras import require
-from edgekit.graph.exporting import copied, exporting, reason
+from edgekit.graph.exporting import copied, exporting, reason, without_fast_path
 from edgekit.graph.normalise import MIN_OPSET, normalise
 from edgekit.graph.tools import tensor_specs
 from edgekit.graph.torch_view import torch_view
@@ -89,8 +89,7 @@ def _export(module: nn.Module, inputs: Sequence[TensorSpec], name: str, outputs:
     }
     require("onnxscript", extra="onnx", why="exporting a module to ONNX")
     try:
-        with exporting():
-            program = torch.onnx.export(module, examples, **settings)
+        program = _program(module, examples, settings)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # its passes raise whatever they like
@@ -99,3 +98,21 @@ def _export(module: nn.Module, inputs: Sequence[TensorSpec], name: str, outputs:
     proto = program.model_proto
     proto.graph.name = name
     return normalise(proto)
+
+
+def _program(
+    module: nn.Module, examples: tuple[torch.Tensor, ...], settings: dict[str, Any]
+) -> torch.onnx.ONNXProgram | None:
+    with exporting():
+        try:
+            return torch.onnx.export(module, examples, **settings)
+        except (OSError, MemoryError):
+            raise
+        except Exception:
+            # With gradients torch lays the result of attention out otherwise, and some views of it fail.
+            try:
+                with torch.no_grad(), without_fast_path():
+                    return torch.onnx.export(module, examples, **settings)
+            except Exception:
+                pass
+            raise

@@ -12,6 +12,7 @@ from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from edgekit.errors import BuildError  # noqa: E402
+from edgekit.graph import crossing  # noqa: E402
 from edgekit.graph.cost import cost  # noqa: E402
 from edgekit.graph.crossing import export_module, to_onnx, to_torch  # noqa: E402
 from edgekit.graph.execute import run_onnx, run_torch  # noqa: E402
@@ -167,3 +168,16 @@ def test_names_that_the_exporter_gives_itself_may_be_taken():
     back = to_onnx(to_torch(OnnxModel(name="named", proto=proto, inputs=inputs, outputs=outputs)))
     x = weights(2, 5, 8, seed=9)
     assert difference(run_onnx(proto, [x]), run_onnx(back.proto, [x])) < 1e-6
+
+
+def test_an_export_that_fails_with_gradients_is_tried_without(monkeypatch):
+    seen = []
+
+    def export(*arguments, **settings):
+        seen.append(torch.is_grad_enabled())
+        if torch.is_grad_enabled():
+            raise ValueError("Cannot view a tensor")
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    assert crossing._program(torch.nn.Identity(), (), {}) is None
+    assert seen == [True, False]
