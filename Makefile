@@ -31,7 +31,7 @@ demo: $(VENV)/ready
 	$(BIN)/edgekit run examples/fashion_mnist/recipe.yaml --out $(OUT)
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -m ''
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' -n 2 --dist loadgroup
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -74,14 +74,14 @@ def compared(case: Case, work: Path, data: Path | None) -> dict[str, Any]:
     gains, ratios, seen = [], [], []
     for seed in case.seeds:
         timed = ran(base, work / f"time-{seed}", {"latency": case.latency}, case, seed)
-        macs = next(step for step in timed["steps"] if step["name"] == "prune")["macs"]
+        macs = next(step for step in timed["stages"] if step["name"] == "prune")["macs"]
         worked = ran(base, work / f"work-{seed}", {"macs": float(macs)}, case, seed)
         each = [correct(work / f"{way}-{seed}", one) for way, one in (("time", timed), ("work", worked))]
         gains.append(each[0].astype(float) - each[1].astype(float))
         bundles = [work / f"{way}-{seed}" / bundle(one) for way, one in (("time", timed), ("work", worked))]
         ratio = compare_bundles(*bundles, tolerance=0.005).seen
         ratios.append((ratio.ratio, ratio.low, ratio.high))
-        notes = [next(s for s in one["steps"] if s["name"] == "prune")["notes"] for one in (timed, worked)]
+        notes = [next(s for s in one["stages"] if s["name"] == "prune")["notes"] for one in (timed, worked)]
         seen.append(
             {"seed": seed, "accuracy": [float(np.mean(e)) for e in each], "latency": ratios[-1], "notes": notes}
         )

@@ -59,7 +59,7 @@ def compared(images: Path, work: Path, distill: dict[str, Any]) -> dict[str, Any
             "agreement": results["float"]["agreement"],
             "snr_db": results["float"]["snr_db"],
             "latency": ratio,
-            "steps": report["steps"],
+            "stages": report["stages"],
         }
     gain = agrees["recovered"] - agrees["pruned"]
     reach = 1.96 * float(np.std(gain, ddof=1)) / math.sqrt(len(gain))

@@ -11,6 +11,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """With several workers (`-n 2 --dist loadgroup`) a file stays on one, and so do all that share the demo's run."""
+    for item in items:
+        shared = "demo" if "demo" in getattr(item, "fixturenames", ()) else item.path.name
+        item.add_marker(pytest.mark.xdist_group(shared))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory) -> None:
     """Nothing that tests make is kept in the user's cache folder, and nothing there serves them."""
