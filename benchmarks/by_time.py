@@ -42,7 +42,7 @@ class Case:
 
 CASES = (
     Case("fashion_mnist", 0.6, {"epochs": 3}, (0,)),
-    Case("resnet20", 0.88, {"epochs": 3, "augment": "flip_shift", "learning_rate": 0.1}, (0, 1, 2)),
+    Case("resnet20", 0.88, {"epochs": 2, "augment": "flip_shift", "learning_rate": 0.02}, (0, 1, 2)),
 )
 
 
