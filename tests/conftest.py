@@ -11,13 +11,6 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def pytest_collection_modifyitems(items) -> None:
-    """With several workers (`-n 2 --dist loadgroup`) a file stays on one, and so do all that share the demo's run."""
-    for item in items:
-        shared = "demo" if "demo" in getattr(item, "fixturenames", ()) else item.path.name
-        item.add_marker(pytest.mark.xdist_group(shared))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory) -> None:
     """Nothing that tests make is kept in the user's cache folder, and nothing there serves them."""
@@ -49,7 +42,7 @@ def fashion_mnist():
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
-    """The demo's report and its folder: minutes, once for all tests that ask for it."""
+    """The demo's report and its folder: minutes, once for all tests that ask for it, which therefore share a file."""
     import edgekit
 
     out = tmp_path_factory.mktemp("demo")
