@@ -89,9 +89,25 @@ def _extreme(x: Tensor, function: Callable[..., Tensor], axis: int, keep: bool, 
     return function(x, dim=axis, keepdim=keep)
 
 
+def _running(op: Operator) -> Step:
+    (axis,) = op.static(1) or [0]
+    given = op.attributes
+    settings = {"backwards": bool(given.get("reverse", 0)), "before": bool(given.get("exclusive", 0))}
+    return Step(Function(_running_sum, axis=axis, **settings), (0,))
+
+
+def _running_sum(x: Tensor, axis: int, backwards: bool, before: bool) -> Tensor:
+    """The sum up to each position, or from it on; `before` leaves the position itself out."""
+    x = x.flip(axis) if backwards else x
+    total = x.cumsum(axis, dtype=x.dtype)
+    total = total - x if before else total
+    return total.flip(axis) if backwards else total
+
+
 OPERATORS: dict[str, Entry] = {
     "ArgMax": _position(torch.argmax),
     "ArgMin": _position(torch.argmin),
+    "CumSum": _running,
     "ReduceL1": _entry(_l1),
     "ReduceL2": _entry(_l2),
     "ReduceLogSum": _entry(_log_sum),
