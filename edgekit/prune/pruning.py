@@ -122,8 +122,11 @@ class Pruning:
         for group in found.groups:
             self.least.setdefault(group.name, math.ceil(group.channels * stage.keep_at_least))
         task.advance(note="ranking channels")
-        kind = "activation" if stage.importance in LABELLED and not self.samples.labelled else stage.importance
-        scores = score(kind, found, self.batches(), self.ctx.seed)
+        kind = stage.importance
+        if kind in LABELLED and not self.samples.labelled and not self.classes:
+            kind = "activation"
+        batches = self.judged(found) if kind in LABELLED else self.batches()
+        scores = score(kind, found, batches, self.ctx.seed)
         task.advance(note="choosing channels")
         if stage.budget.kind != "latency":
             cost = COSTS[stage.budget.kind](found)
@@ -163,6 +166,27 @@ class Pruning:
         """All samples, as the model takes them."""
         for inputs, labels in self.samples.batches(BATCH):
             yield self.cast(inputs), labels
+
+    @property
+    def classes(self) -> bool:
+        """Whether the network gives class logits, so that its own choice can stand for a label that is missing."""
+        shape = self.model.outputs[0].shape
+        several = len(shape) == 2 and (not isinstance(shape[1], int) or shape[1] > 1)
+        return self.ctx.data.task in ("classification", "none") and several
+
+    def judged(self, found: Found) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """All samples with their labels, or where there is none with the network's own choice.
+
+        Of a network that is right that is the label, and of one that is not what must be kept.
+        """
+        for inputs, labels in self.batches():
+            if not self.classes or (labels is not None and bool((labels >= 0).all())):
+                yield inputs, labels
+                continue
+            with torch.no_grad():
+                outputs = found.view(inputs)
+            chosen = (outputs if isinstance(outputs, Tensor) else outputs[0]).argmax(1)
+            yield inputs, chosen if labels is None else torch.where(labels < 0, chosen, labels)
 
     def cut(self, dense: nn.Module, found: Found, plan: Plan) -> tuple[nn.Module, list[str]]:
         """The smaller module with its statistics put right, and lines about how.
@@ -223,6 +247,8 @@ class Pruning:
         plan, stage, lines = chosen.plan, self.stage, list[str]()
         if chosen.importance != stage.importance:
             lines.append(f"importance {chosen.importance!r} instead of {stage.importance!r}: the data has no labels")
+        elif chosen.importance in LABELLED and (missing := self.samples.unlabelled):
+            lines.append(f"the network's own choices stand for the labels of {missing:,} samples that have none")
         lines += _about(chosen.timed, chosen.round_to) if chosen.timed else []
         if not plan.reached:
             lines.append(

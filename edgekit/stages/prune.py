@@ -60,7 +60,7 @@ class Prune(BaseModel):
     backend: str | None = Field(None, description="of latency: with which of its backends; the first")
     importance: Importance = Field(
         "taylor",
-        description="how channels are ranked; taylor and fisher fall back to activation where there are no labels",
+        description="how channels are ranked; without labels taylor and fisher go by the network's own choices",
     )
     scope: Literal["global", "local"] = Field(
         "global", description="channels of all groups compete, or every group gives the same share"

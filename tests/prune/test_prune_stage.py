@@ -76,9 +76,20 @@ def test_a_pruned_model_survives_the_disk(dense, tmp_path, source):
         load_torch(tmp_path / "kept", model)
 
 
-def test_without_labels_activations_rank_the_channels(dense, tmp_path):
-    pruned = Prune(macs=0.7, round_to=4, samples=64).apply(dense, context(tmp_path, stripes(labels=False)))
-    assert any("importance 'activation' instead of 'taylor'" in note for note in pruned.history[-1].notes)
+def test_without_labels_the_networks_own_choices_rank_the_channels(dense, tmp_path):
+    """As labels that are those choices do; where outputs are no classes, activations rank."""
+    stage, data = Prune(macs=0.7, round_to=4, samples=64), stripes(labels=False)
+    pruned = stage.apply(dense, context(tmp_path, data))
+    assert any("own choices stand for the labels of 64 samples" in note for note in pruned.history[-1].notes)
+    split = data.splits["train"]
+    with torch.no_grad():
+        chosen = dense.module(torch.from_numpy(split.ready(INPUTS)[0])).argmax(1).numpy()
+    known = replace(data, splits={**data.splits, "train": replace(split, labels=chosen)})
+    again = stage.apply(dense, context(tmp_path, known))
+    for a, b in zip(pruned.module.parameters(), again.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+    other = stage.apply(dense, context(tmp_path, replace(data, task="embedding")))
+    assert any("importance 'activation' instead of 'taylor'" in note for note in other.history[-1].notes)
 
 
 def test_two_runs_give_the_same_bits(dense, tmp_path):
