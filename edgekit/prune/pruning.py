@@ -30,7 +30,8 @@ from edgekit.prune.shapes import has_batchnorm, parameters
 from edgekit.prune.timing import Timing
 from edgekit.train.samples import Samples, single_input, some, training_split
 
-BATCH, ROUND_TO = 128, 8
+BATCH, VALUES, ROUND_TO = 128, 4_000_000, 8
+"""Samples at once, and input values: the gradients of everything that channels reach are held for them."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ class Pruning:
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """All samples, as the model takes them."""
-        for inputs, labels in self.samples.batches(BATCH):
+        size = min(BATCH, max(8, VALUES // max(1, self.inputs(1).numel())))
+        for inputs, labels in self.samples.batches(size):
             yield self.cast(inputs), labels
 
     @property
