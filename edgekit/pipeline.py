@@ -27,7 +27,7 @@ from edgekit.launched import processes
 from edgekit.measuring import Measuring, unlike
 from edgekit.model import Model, OnnxModel, Step, trail
 from edgekit.observed import Evidence
-from edgekit.probing import Probing
+from edgekit.probing import Probing, cleared
 from edgekit.recipe import PlannedTarget, Recipe, load_recipe
 from edgekit.report.predictions import Predictions, read_predictions, read_samples
 from edgekit.report.report import Report, Result
@@ -226,6 +226,8 @@ class Run:
         except Exception as error:
             error.add_note(f"in stage {stage.kind!r}, after {trail(model) or 'the original model'}")
             raise
+        finally:
+            cleared(self.space)
         if self.judged:
             with self.progress.task(f"check {stage.kind}"):
                 step = assess(applied, applied.history[-1], self.oracle)

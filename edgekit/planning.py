@@ -11,6 +11,7 @@ from edgekit.devices import Devices
 from edgekit.errors import UsageError
 from edgekit.model import Model
 from edgekit.pipeline import Run
+from edgekit.probing import cleared
 from edgekit.recipe import load_recipe
 from edgekit.report.plan_page import render
 from edgekit.report.report import write_text
@@ -65,5 +66,6 @@ def plan(
             write_text(job.space.root / "plan.json", planned.model_dump_json(indent=1) + "\n")
             write_text(job.space.root / "plan.html", render(planned))
     finally:
+        cleared(job.space)
         job.space.close()
     return planned

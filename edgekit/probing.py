@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 ROUNDS, CLOSE = (3, 6, 9), 1.05
 """After so many rounds an interval may do whose ends differ by no more than this factor."""
+AGAINST = "probe-against"
+"""Inside the work folder: bundles of networks that others are held against, until `cleared`."""
 CALIBRATING = 32
 """Samples for a network that is only timed: ranges do not change what runs."""
 
@@ -89,7 +91,7 @@ class Probing:
         key = planned.target.name, backend
         kept, bundle = self.known.get(key, (None, None))
         if bundle is None or kept is not model:
-            folder = self.job.space.work / "probe-against" / f"{planned.target.name}-{backend}"
+            folder = self.job.space.work / AGAINST / f"{planned.target.name}-{backend}"
             shutil.rmtree(folder, ignore_errors=True)
             bundle = self._bundle(model, planned, backend, opened(folder))
             self.known[key] = model, bundle
@@ -124,6 +126,11 @@ def _about(bundle: Bundle, planned: PlannedTarget, device: Device) -> dict[str, 
     versions = ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items()))
     where = f"{device.name} {machine.get('fingerprint')}, {planned.threads} threads, {manifest.backend}, {versions}"
     return {"precision": manifest.precision, "where": where}
+
+
+def cleared(space: Workspace) -> None:
+    """Nothing is left of what was timed."""
+    shutil.rmtree(space.work / AGAINST, ignore_errors=True)
 
 
 def opened(root: Path) -> Workspace:

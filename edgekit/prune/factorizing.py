@@ -18,11 +18,12 @@ from edgekit.prune.budget import NANO, Budget
 from edgekit.prune.correct import channel_moments, correct_biases, reestimate_batchnorm
 from edgekit.prune.cost import count_macs
 from edgekit.prune.factored import Entries, Layer, fill, observed, split, splittable, usable
-from edgekit.prune.faster import Share, within
+from edgekit.prune.faster import within
 from edgekit.prune.ranks import Choice, Cost, Macs, Option, Parameters, choose, options_of
 from edgekit.prune.rebuild import describe_factors
 from edgekit.prune.shapes import has_batchnorm, parameters
-from edgekit.target import Target
+from edgekit.prune.survey import Share
+from edgekit.prune.timing import timed_target
 from edgekit.train.samples import single_input, some, training_split
 
 BATCH = 64
@@ -97,7 +98,9 @@ class Factorizing:
 
     def in_time(self, ready: nn.Module, options: Mapping[str, list[Option]], total: int) -> tuple[Choice, list[str]]:
         """What a network has in two that is measured to take no more than the budget, and lines about its time."""
-        target, seconds, precision = self.device()
+        settings = self.settings
+        target, whole = timed_target("factorize", settings.target, settings.backend or "", self.model, self.ctx)
+        seconds, precision = float(whole["latency_s"]), str(whole["precision"])
         wanted = self.settings.budget.of(seconds * NANO)
 
         def measured(choice: Choice) -> Share:
@@ -111,26 +114,6 @@ class Factorizing:
             f"{timed.high:.3f}] of it"
         ]
         return timed.choice, lines + ([] if reached else [self.missed(wanted, "time", timed.ratio, timed.choice)])
-
-    def device(self) -> tuple[Target, float, str]:
-        """The target whose time is asked for, and what the whole network takes there, in seconds, in which precision.
-
-        Raises:
-            UsageError: the recipe has no such target, or it has no device.
-        """
-        name = self.settings.target
-        named = [one for one in self.ctx.targets if name in (None, one.name)]
-        for target in named:
-            seen = self.ctx.measure(self.model, target, backend=self.settings.backend or "")
-            if seen["latency_s"] is not None:
-                return target, float(seen["latency_s"]), str(seen["precision"])
-        listed = ", ".join(one.name for one in self.ctx.targets) or "none"
-        if not named:
-            raise UsageError(f"factorize: the recipe has no target {name!r}. It has: {listed}.")
-        raise UsageError(
-            f"factorize: a budget in latency is measured, and {name or 'no target of the recipe'} has "
-            f"{'no' if name else 'a'} device. Name one (`device: local`, or a registered board), or use macs."
-        )
 
     def missed(self, share: float, unit: str, reached: float, choice: Choice) -> str:
         """A line about a budget that is out of reach, and what binds."""

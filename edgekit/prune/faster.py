@@ -6,14 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgekit.prune.ranks import Choice, Option, choose
+from edgekit.prune.survey import NEAR, Share
 
 TRIES = 6
 """Networks that are measured at most."""
-NEAR = 0.97
-"""A network that takes so much of its budget uses it up."""
-
-Share = tuple[float, float, float]
-"""Of the whole network's time, with its interval."""
 
 
 @dataclass(frozen=True)

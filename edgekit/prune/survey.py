@@ -29,6 +29,8 @@ ODD = (1, 4, 8, 32)
 RANDOM, SEED = 12, 0
 """Networks of random widths, the same in every run."""
 PART = 2 / 3
+NEAR = 0.97
+"""A network that takes so much of its budget uses it up."""
 DEAR = 1.05
 """A block that costs more than full ones by this factor is none of the staircase's."""
 

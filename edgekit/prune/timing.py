@@ -15,13 +15,11 @@ from edgekit.prune.find import Found
 from edgekit.prune.latency import Latency
 from edgekit.prune.plan import Plan
 from edgekit.prune.planned import Timed
-from edgekit.prune.survey import Share, Survey, most_networks, removal_of
+from edgekit.prune.survey import NEAR, Share, Survey, most_networks, removal_of
 from edgekit.target import Target
 
 TRIES = 5
 """Plans that are measured at most."""
-NEAR = 0.97
-"""A network that takes so much of its budget uses it up."""
 
 
 @dataclass
@@ -56,7 +54,7 @@ class Timing:
         """
         self.ctx, self.model = ctx, replace(model, module=found.view)
         self.backend = backend or ""
-        self.target, first = _target(target, self.backend, self.model, ctx)
+        self.target, first = timed_target("prune", target, self.backend, self.model, ctx)
         self.seconds, self.precision = float(first["latency_s"]), str(first["precision"])
         self.total = self.seconds * NANO
         with ctx.progress.task("measure costs", total=most_networks(round_to)) as task:
@@ -117,19 +115,25 @@ class Timing:
         return float(seen["ratio"]), float(seen["low"]), float(seen["high"])
 
 
-def _target(name: str | None, backend: str, model: TorchModel, ctx: RunContext) -> tuple[Target, dict[str, Any]]:
-    """The target whose time is asked for, and what the whole network takes there."""
+def timed_target(
+    stage: str, name: str | None, backend: str, model: TorchModel, ctx: RunContext
+) -> tuple[Target, dict[str, Any]]:
+    """The target whose time `stage` is asked for, and what the whole network takes there: see `RunContext.measure`.
+
+    Raises:
+        UsageError: the recipe has no target `name`, or (None: none of all) it has no device.
+    """
     named = [one for one in ctx.targets if name in (None, one.name)]
     if not named:
         names = ", ".join(one.name for one in ctx.targets) or "none"
-        raise UsageError(f"prune: the recipe has no target {name!r}. It has: {names}.")
+        raise UsageError(f"{stage}: the recipe has no target {name!r}. It has: {names}.")
     for target in named:
         with ctx.progress.task(f"time the whole network on {target.name}"):
             seen = ctx.measure(model, target, backend=backend)
         if seen["latency_s"] is not None:
             return target, seen
-    who = f"target {name!r} has" if name else "of its targets none has"
+    who = f"{name} has no device" if name else "no target of the recipe has a device"
     raise UsageError(
-        f"prune: a budget in latency is measured, and {who} a device. Name one (`device: local`, or a registered "
-        "board), or use macs."
+        f"{stage}: a budget in latency is measured, and {who}. Name one (`device: local`, or a registered board), or "
+        "use macs."
     )

@@ -127,7 +127,7 @@ def test_an_amount_is_a_time_and_what_cannot_be_met_names_what_binds(dense, tmp_
 def test_without_a_device_it_says_so(dense, tmp_path):
     ctx = lent(dense, tmp_path)
     ctx.measure = lambda model, target, **_: {"latency_s": None, "precision": "fp32", "where": "nowhere"}
-    with pytest.raises(UsageError, match="none has a device"):
+    with pytest.raises(UsageError, match="no target of the recipe has a device"):
         Prune(latency=0.5).apply(dense, ctx)
     with pytest.raises(UsageError, match="no target 'elsewhere'"):
         Prune(latency=0.5, target="elsewhere").apply(dense, ctx)
