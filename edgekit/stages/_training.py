@@ -110,7 +110,11 @@ class Trains(BaseModel):
         default="shift",
         description="flip_shift also mirrors: right for photographs and clothes, wrong for digits and letters",
     )
-    patience: int = Field(default=3, ge=1, description="epochs without a lower held-out loss before training stops")
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="epochs without a lower held-out loss before training stops; by default half of them, 3 at least",
+    )
     held_out: float = Field(default=0.1, gt=0, lt=1, description="share of the training split that judges the epochs")
     teacher: AnyTeacher | None = Field(default=None, description="another network with the same classes to learn from")
     match: Matching = Field(default=Matching(), description="what is taken from the teacher")
@@ -121,8 +125,10 @@ class Trains(BaseModel):
 
     def common(self) -> dict[str, Any]:
         """What of these a training's `Settings` takes, under its names there."""
-        same = ("epochs", "temperature", "alpha", "weight_decay", "augment", "patience", "match", "regularize")
+        same = ("epochs", "temperature", "alpha", "weight_decay", "augment", "match", "regularize")
         return {
+            # A rate that falls to zero wins most at its end: held-out loss stands still for a while before that.
+            "patience": max(3, -(-self.epochs // 2)) if self.patience is None else self.patience,
             **{name: getattr(self, name) for name in (*same, "accumulate")},
             "batch_size": 0 if self.batch_size == "auto" else self.batch_size,
             "learning_rate": 0.0 if self.learning_rate == "auto" else self.learning_rate,

@@ -177,6 +177,11 @@ def test_training_that_does_not_help_keeps_the_weights_and_stops(damaged, tmp_pa
     assert "stopped early" in notes
 
 
+@pytest.mark.parametrize(("given", "expected"), [({"epochs": 24}, 12), ({"epochs": 2}, 3), ({"patience": 5}, 5)])
+def test_without_a_word_half_of_the_epochs_may_bring_nothing(given, expected):
+    assert Distill(**given).settings(0).patience == expected
+
+
 def test_a_deadline_ends_training_with_what_there_is(damaged, tmp_path):
     stopped = FAST.apply(damaged, context(tmp_path, deadline=time.monotonic() - 1))
     assert same(stopped, damaged)
