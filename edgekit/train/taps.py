@@ -2,12 +2,14 @@
 
 Layers are paired by name where both networks bear the same (a pruned graph and its original); else, where the two run
 the same kinds of layers in the same order (a module, and the graph that was exported from it), one by one. A layer's
-output is taken behind the BatchNorm that follows it: an exporter folds the two. Compared are few of the pairs: the last
+output is taken behind the BatchNorm that follows it: an exporter folds the two. Two layers that `factorize` put in the
+place of one count as that one. Compared are few of the pairs: the last
 before each change of the number of positions.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekit.errors import UsageError
+from edgekit.prune.factored import Factored
 
 MOST = 4
 """So many pairs of layers are compared at most."""
@@ -79,6 +82,22 @@ def layers(module: nn.Module, inputs: Tensor) -> list[Layer]:
         module.train(mode)
         for handle in handles:
             handle.remove()
+    return _joined(module, found)
+
+
+def _joined(module: nn.Module, found: dict[str, Layer]) -> list[Layer]:
+    """The layers, where two that took the place of one are one again."""
+    for path in [path for path, part in module.named_modules() if isinstance(part, Factored)]:
+        inside = [name for name in found if name.startswith(f"{path}.")]
+        if len(inside) == 2:
+            first, second = (found[name] for name in inside)
+            kind = second.kind
+            if kind[0] == "conv":
+                kernel, stride = ([*zip(first.kind[at], second.kind[at], strict=True)] for at in (1, 2))  # type: ignore[call-overload]
+                kind = "conv", tuple(map(max, kernel)), tuple(map(math.prod, stride)), True
+            whole = Layer(path, second.tap, kind, second.shape)
+            found = {(path if name == inside[1] else name): layer for name, layer in found.items()} | {path: whole}
+            del found[inside[0]]
     return list(found.values())
 
 

@@ -21,6 +21,7 @@ from edgekit.graph.cost import cost  # noqa: E402
 from edgekit.graph.crossing import export_module, to_onnx, to_torch  # noqa: E402
 from edgekit.graph.execute import run_onnx  # noqa: E402
 from edgekit.graph.lifted import is_lifted  # noqa: E402
+from edgekit.graph.torch_view import torch_view  # noqa: E402
 from edgekit.model import TensorSpec, TorchModel  # noqa: E402
 from edgekit.prune.cost import count_macs  # noqa: E402
 from edgekit.prune.factored import Factored  # noqa: E402
@@ -29,6 +30,7 @@ from edgekit.stages.factorize import Factorize  # noqa: E402
 from edgekit.stages.prune import Prune  # noqa: E402
 from edgekit.stages.quantize import Quantize  # noqa: E402
 from edgekit.target import load_target  # noqa: E402
+from edgekit.train.taps import layers, paired  # noqa: E402
 from edgekit.workspace import load_stage, save_stage  # noqa: E402
 
 INPUTS = (TensorSpec("image", "float32", ("batch", 1, 12, 12)),)
@@ -221,3 +223,19 @@ def test_what_cannot_be_factorised_is_refused(dense, tmp_path):
             Factorize(**wrong)
     whole = Factorize(macs=1.0, samples=64).apply(dense, context(tmp_path))
     assert "nothing was factorised" in whole.history[-1].notes
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_recovery_may_compare_features_of_a_network_whose_layers_became_two(dense, tmp_path, view):
+    model = to_torch(dense.reference) if view else dense
+    smaller = Factorize(macs=0.5).apply(model, context(tmp_path))
+    split = [path for path, part in smaller.module.named_modules() if isinstance(part, Factored)]
+    assert split
+    teacher = torch_view(dense.reference.proto)
+    student, untouched = (layers(module, X) for module in (smaller.module, model.module))
+    assert [(layer.kind, layer.shape) for layer in student] == [(layer.kind, layer.shape) for layer in untouched]
+    assert len(paired(student, layers(teacher, X))) == len(paired(untouched, layers(teacher, X)))
+    settings = {"epochs": 2, "batch_size": 32, "learning_rate": 0.02, "augment": "none", "precision": "fp32"}
+    again = Distill(match={"features": 1.0, "attention": 10.0}, **settings).apply(smaller, context(tmp_path))
+    start, *_, end = (entry["train_loss"] for entry in again.history[-1].curve)
+    assert end < start
