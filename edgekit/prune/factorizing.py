@@ -19,9 +19,9 @@ from edgekit.prune.correct import channel_moments, correct_biases, reestimate_ba
 from edgekit.prune.cost import count_macs
 from edgekit.prune.factored import Entries, Layer, fill, observed, split, splittable, usable
 from edgekit.prune.faster import within
-from edgekit.prune.ranks import Choice, Cost, Macs, Option, Parameters, choose, options_of
+from edgekit.prune.ranks import Bytes, Choice, Cost, Macs, Option, Parameters, choose, options_of
 from edgekit.prune.rebuild import describe_factors
-from edgekit.prune.shapes import has_batchnorm, parameters
+from edgekit.prune.shapes import float_bytes, has_batchnorm, parameters
 from edgekit.prune.survey import Share
 from edgekit.prune.timing import timed_target
 from edgekit.train.samples import single_input, some, training_split
@@ -63,8 +63,7 @@ class Factorizing:
             task.advance(note="looking at layers")
             layers = observed(ready, self.batches())
             task.advance(note="decomposing")
-            cost: Cost = Parameters() if budget.kind == "parameters" else Macs()
-            total = weights if budget.kind == "parameters" else before
+            cost, total = self.currency(before, weights)
             options = {path: options_of(layer, cost, self.settings.round_to) for path, layer in layers.items()}
             refused = usable(ready)[1]
             self.check(options, refused)
@@ -81,6 +80,7 @@ class Factorizing:
         notes = (
             f"{before / 1e6:.1f} M -> {macs / 1e6:.1f} M multiply-accumulates ({macs / before:.1%}), "
             f"{weights:,} -> {left:,} parameters",
+            *([f"{float_bytes(module) / 1e3:,.1f} kB of float32 weights"] if budget.kind == "bytes" else []),
             *told,
             *chosen(choice, options),
             *left_whole(options, refused, self.settings.round_to),
@@ -95,6 +95,12 @@ class Factorizing:
             parameters=left,
         )
         return replace(self.model, module=module).after(step)
+
+    def currency(self, macs: int, weights: int) -> tuple[Cost, int]:
+        """What the budget counts, and how much of it the whole network costs; time goes by work."""
+        if self.settings.budget.kind == "bytes":
+            return Bytes(), float_bytes(self.model.module)
+        return (Parameters(), weights) if self.settings.budget.kind == "parameters" else (Macs(), macs)
 
     def in_time(self, ready: nn.Module, options: Mapping[str, list[Option]], total: int) -> tuple[Choice, list[str]]:
         """What a network has in two that is measured to take no more than the budget, and lines about its time."""

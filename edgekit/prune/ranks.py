@@ -54,6 +54,24 @@ class Parameters:
         return first + second + len(layer.weight)
 
 
+class Bytes:
+    """Bytes of weights in a float32 file.
+
+    The bias of the second layer counts in full, though it goes into that of a BatchNorm where one follows: no less is
+    freed than told.
+    """
+
+    unit = "bytes of float32 weights"
+
+    def whole(self, layer: Layer) -> int:
+        """The weight, and the bias if there is one."""
+        return 4 * sum(p.numel() for p in layer.layer.parameters())
+
+    def pair(self, layer: Layer, scheme: Scheme, rank: int) -> int:
+        """Two weights and the bias."""
+        return 4 * Parameters().pair(layer, scheme, rank)
+
+
 @dataclass(frozen=True)
 class Option:
     """One way to have a layer as two: what it frees in the budget's unit, and the share of its energy that goes."""

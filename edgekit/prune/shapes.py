@@ -84,6 +84,12 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def float_bytes(module: nn.Module) -> int:
+    """Bytes of weights in a float32 file: BatchNorm is folded, its shift is what remains of it."""
+    norms = (part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.affine)
+    return 4 * (parameters(module) - sum(norm.weight.numel() for norm in norms))
+
+
 def has_batchnorm(module: nn.Module) -> bool:
     """Whether the module normalises by running statistics of its batches."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None for m in module.modules())

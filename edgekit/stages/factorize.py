@@ -13,7 +13,7 @@ from edgekit.model import Model, TorchModel
 from edgekit.prune.budget import Budget, read_budget
 
 Amount = float | str
-BUDGETS = ("macs", "parameters", "latency")
+BUDGETS = ("macs", "parameters", "bytes", "latency")
 
 
 class Factorize(BaseModel):
@@ -40,6 +40,9 @@ class Factorize(BaseModel):
         examples=["0.75 to keep three quarters of the multiply-accumulates"],
     )
     parameters: Amount | None = Field(None, description="weights that remain, instead: a share, or their number")
+    bytes: Amount | None = Field(
+        None, description="bytes of a float32 file that remain, instead: a share, or a size such as 500 kB"
+    )
     latency: Amount | None = Field(
         None, description="time on a target's device that remains, instead: a share, or a time such as 5 ms"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 torch = pytest.importorskip("torch")
 
+from onnx import TensorProto  # noqa: E402
 from prune_models import Mixed, settled, stripes  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -105,6 +107,22 @@ def test_a_factorised_model_meets_its_budget_survives_the_disk_and_exports(dense
     with torch.no_grad():
         np.testing.assert_allclose(run_onnx(exported.proto, [X.numpy()])[0], made.module(X), atol=1e-4, rtol=1e-3)
     assert same(kept(made, model, tmp_path).module, made.module)
+
+
+@pytest.mark.parametrize("asked", [0.6, "6.4 kB"])
+@pytest.mark.parametrize("source", ["module", "view"])
+def test_a_size_is_met_by_the_weights_of_the_file(dense, tmp_path, source, asked):
+    model = dense if source == "module" else to_torch(dense.reference)
+    made = Factorize(bytes=asked, round_to=1, samples=64).apply(model, context(tmp_path))
+    whole, left = (stored(one) for one in (dense.reference, to_onnx(made)))
+    wanted = 0.6 * whole if asked == 0.6 else 6400
+    assert 0.9 * wanted < left <= wanted
+    assert any(note.endswith("kB of float32 weights") for note in made.history[-1].notes)
+
+
+def stored(model) -> int:
+    """Bytes of a graph's float32 weights."""
+    return 4 * sum(math.prod(one.dims) for one in model.proto.graph.initializer if one.data_type == TensorProto.FLOAT)
 
 
 @pytest.mark.parametrize("source", ["module", "lifted"])
