@@ -104,7 +104,7 @@ def _joined(module: nn.Module, found: dict[str, Layer]) -> list[Layer]:
 def _kind(layer: nn.Module) -> tuple[object, ...]:
     """What pruning leaves as it is."""
     if isinstance(layer, nn.modules.conv._ConvNd):
-        return "conv", layer.kernel_size, layer.stride, layer.groups == 1
+        return "conv", tuple(layer.kernel_size), tuple(layer.stride), layer.groups == 1  # some write lists
     return ("linear",)
 
 
