@@ -40,14 +40,14 @@ from recovering import Bench, Row, Stages, by_peer, by_stages, measured, plainly
 RATIOS = (2.07, 1.37)
 SEEDS = (0, 1, 2)
 CUT: Mapping[float, Mapping[str, Any]] = {
-    2.07: {"round_to": 4, "keep_at_least": 0.5},
-    1.37: {"round_to": 2, "keep_at_least": 0.5},
+    2.07: {"importance": "taylor", "round_to": 4, "keep_at_least": 0.5},
+    1.37: {"importance": "taylor", "round_to": 2, "keep_at_least": 0.5},
 }
 RECOVERY: Mapping[str, Any] = {"augment": "flip_shift", "held_out": 0.02, "learning_rate": 0.02, "patience": 100}
 EPOCHS = {2.07: 25, 1.37: 9}
 SHORT = 2
 """Epochs of a row of the ablation."""
-IMPORTANCES = ("l2", "random", "fisher", "activation", "l1", "geometric_median", "bn_scale")
+IMPORTANCES = ("outputs", "l2", "random", "fisher", "activation", "l1", "geometric_median", "bn_scale")
 METHODS = ("dense", "edgekit", "torch-pruning", "torch-pruning, distilled")
 
 

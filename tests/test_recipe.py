@@ -121,7 +121,7 @@ def test_a_target_of_ones_own(folder, repo_root):
         ("target: x86-64,", "target: x86,", "recipe.yaml:10: targets[0].target: Unknown target 'x86'. Did you mean"),
         ("device: local", "device: here", "recipe.yaml:10: targets[0].device: Unknown device 'here'. Available: "),
         ("metric: size", "metric: sice", "recipe.yaml:16: gate[2]: Unknown gate metric 'sice'. Did you mean 'size'?"),
-        ("taylor", "tailor", "recipe.yaml:6: stages[0].prune.importance: must be one of 'taylor', "),
+        ("taylor", "tailor", "recipe.yaml:6: stages[0].prune.importance: must be one of 'outputs', "),
         # types and ranges
         ("version: 1", "version: 2", "recipe.yaml:1: version: must be 1, got 2."),
         ("version: 1", "version: '1'", "recipe.yaml:1: version: must be 1, got '1'."),

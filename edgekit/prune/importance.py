@@ -1,5 +1,10 @@
 """How much each channel of each group matters: one score a channel, higher is more important.
 
+- `outputs`: how far the network's outputs move, to first order and squared, when the channel is cut off from what reads
+  it, once those of its group that matter less are gone already. That is the Gauss-Newton matrix within the group, where
+  pruning by the loss takes a Fisher matrix's diagonal (Theis et al. 2018, arXiv:1801.05787), estimated by a random
+  projection of the outputs for each sample (Hutchinson 1989). Needs samples alone: a network that is sure of its
+  samples has no slope of the loss, but one of its outputs.
 - `taylor`: squared first-order change of the loss when the channel is cut off from what reads it, averaged over
   samples (Molchanov et al. 2017, arXiv:1611.06440, and 2019, arXiv:1906.10771). Needs labels.
 - `activation`: variance of the channel times the squared norm of the weights that read it: what is lost once
@@ -17,7 +22,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -31,7 +36,7 @@ from edgekit.prune.follow import Reads
 from edgekit.prune.groups import Group, Member
 from edgekit.prune.shapes import owner_of
 
-Importance = Literal["taylor", "fisher", "activation", "l1", "l2", "geometric_median", "bn_scale", "random"]
+Importance = Literal["outputs", "taylor", "fisher", "activation", "l1", "l2", "geometric_median", "bn_scale", "random"]
 LABELLED: tuple[Importance, ...] = ("taylor", "fisher")
 """Those that need labels."""
 Batch = tuple[Tensor, Tensor | None]
@@ -45,8 +50,10 @@ Index = Sequence[Sequence[int]]
 def score(kind: Importance, found: Found, batches: Iterable[Batch], seed: int = 0) -> Scores:
     """The score of every channel; the network is not changed.
 
-    `batches` is read by `taylor`, `fisher` and `activation` alone.
+    `batches` is read by `outputs`, `taylor`, `fisher` and `activation` alone.
     """
+    if kind == "outputs":
+        return _outputs(found, batches, seed)
     if kind == "taylor":
         return _taylor(found, batches)
     if kind == "fisher":
@@ -61,6 +68,16 @@ def score(kind: Importance, found: Found, batches: Iterable[Batch], seed: int = 
     if kind == "bn_scale":
         return {g.name: _bn_scale(found.view, g) for g in found.groups}
     return {g.name: _norms(found.view, g, 1 if kind == "l1" else 2) for g in found.groups}
+
+
+def evenly(kind: Importance, scores: Scores) -> Scores:
+    """Scores that compare between groups: changes of the outputs as they are, others as shares of their group's sum.
+
+    As shares no group is drained because its numbers are small.
+    """
+    if kind == "outputs":
+        return scores
+    return {name: some / some.sum().clamp_min(1e-30) for name, some in scores.items()}
 
 
 def by_channel(index: Index, values: Tensor) -> Tensor:
@@ -181,6 +198,52 @@ def _read_by(found: Found, reads: Reads, channels: int) -> Tensor:
 
 
 def _taylor(found: Found, batches: Iterable[Batch]) -> Scores:
+    count, scores = 0, {g.name: torch.zeros(g.channels, dtype=torch.float64) for g in found.groups}
+    for samples, moved in _cut_off(found, batches, _loss):
+        count += samples
+        for name, rows in moved.items():
+            for one in rows:
+                scores[name] += one.pow(2).sum(0)
+    return {name: total / max(count, 1) for name, total in scores.items()}
+
+
+def _outputs(found: Found, batches: Iterable[Batch], seed: int) -> Scores:
+    directions = torch.Generator().manual_seed(seed)
+    count, seen = 0, {g.name: [torch.zeros(0, g.channels)] for g in found.groups}
+    for samples, moved in _cut_off(found, batches, lambda outputs, _: _projected(outputs, directions)):
+        count += samples
+        for name, rows in moved.items():
+            seen[name] += [one.float() for one in rows]
+    return {name: _together(torch.cat(rows).double()) / max(count, 1) for name, rows in seen.items()}
+
+
+def _together(moved: Tensor) -> Tensor:
+    """What every channel adds to the squared change when all that matter less are gone already, `[channels]`.
+
+    `moved` `[n, channels]` is how far each channel moves every sample. Channels that move it the same way add up to
+    more than one by one, those that go against each other to less. A channel never counts less than those before it.
+    """
+    gram = moved.T @ moved
+    own, among = gram.diagonal(), torch.zeros(len(gram), dtype=gram.dtype)
+    scores, gone = torch.zeros_like(own), torch.zeros(len(gram), dtype=torch.bool)
+    highest = 0.0
+    for _ in range(len(gram)):
+        adds = (own + 2 * among).masked_fill(gone, torch.inf)
+        at = int(adds.argmin())
+        highest = max(highest, float(adds[at]))
+        scores[at], gone[at] = highest, True
+        among += gram[at]
+    return scores
+
+
+def _cut_off(
+    found: Found, batches: Iterable[Batch], scalar: Callable[[Tensor | Sequence[Tensor], Tensor | None], Tensor]
+) -> Iterator[tuple[int, dict[str, list[Tensor]]]]:
+    """How far `scalar`, a sum over samples, moves without each channel, to first order.
+
+    For every batch: how many samples it has, and by group `[samples, channels]`, or several such where not all readers
+    tell samples apart.
+    """
     edges = _edges(found)
     wanted = list({reads: None for some in edges.values() for reads, _ in some})
     seen: dict[Reads, Tensor] = {}
@@ -193,22 +256,37 @@ def _taylor(found: Found, batches: Iterable[Batch]) -> Scores:
         return edge
 
     runner = _Watched(found.view, wanted, watch)
-    scores = {g.name: torch.zeros(g.channels, dtype=torch.float64) for g in found.groups}
-    count = 0
-    with torch.enable_grad():
-        for inputs, labels in batches:
-            if labels is None:
-                raise UsageError("importance 'taylor' needs labels. Use 'activation' for data without.")
-            seen.clear()
-            torch.autograd.backward(F.cross_entropy(_logits(runner.run(inputs)), labels, reduction="sum"))
-            count += len(labels)
-            changes = {reads: _changes(found, reads, seen[reads], len(labels)) for reads in wanted}
-            for name, some in edges.items():
-                for total in _summed([by_channel(index, changes[reads]) for reads, index in some]):
-                    scores[name] += total.pow(2).sum(0)
+    for inputs, labels in batches:
+        seen.clear()
+        with torch.enable_grad():
+            torch.autograd.backward(scalar(runner.run(inputs), labels))
+        changes = {reads: _changes(found, reads, seen[reads], len(inputs)) for reads in wanted}
+        yield (
+            len(inputs),
+            {name: _summed([by_channel(i, changes[reads]) for reads, i in some]) for name, some in edges.items()},
+        )
     for parameter in found.view.parameters():
         parameter.grad = None
-    return {name: total / max(count, 1) for name, total in scores.items()}
+
+
+def _loss(outputs: Tensor | Sequence[Tensor], labels: Tensor | None) -> Tensor:
+    if labels is None:
+        raise UsageError("importance 'taylor' needs labels. Use 'outputs' for data without.")
+    return F.cross_entropy(_logits(outputs), labels, reduction="sum")
+
+
+def _projected(outputs: Tensor | Sequence[Tensor], generator: torch.Generator) -> Tensor:
+    """All outputs along random directions; each counts as a share of its size, so that several compare."""
+    several = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    parts = []
+    for one in several:
+        if one.is_floating_point() and one.requires_grad and one.ndim:
+            size = one.detach().flatten(1).norm(dim=1) if one.ndim > 1 else one.detach().abs()
+            direction = torch.randn(one.shape, generator=generator)
+            parts.append((one * direction).sum() / size.mean().clamp_min(1e-30))
+    if not parts:
+        raise UsageError("importance 'outputs' needs outputs with a slope, and the model has none. Use 'activation'.")
+    return torch.stack(parts).sum()
 
 
 def _fisher(found: Found, batches: Iterable[Batch]) -> Scores:
@@ -219,7 +297,7 @@ def _fisher(found: Found, batches: Iterable[Batch]) -> Scores:
     with torch.enable_grad():
         for inputs, labels in batches:
             if labels is None:
-                raise UsageError("importance 'fisher' needs labels. Use 'activation' for data without.")
+                raise UsageError("importance 'fisher' needs labels. Use 'outputs' for data without.")
             for at in range(len(labels)):
                 view.zero_grad(set_to_none=True)
                 logits = _logits(view(inputs[at : at + 1]), "fisher")
@@ -269,6 +347,6 @@ def _logits(output: Tensor | Sequence[Tensor], kind: str = "taylor") -> Tensor:
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise UsageError(
             f"importance {kind!r} needs class logits [N, classes] as the model's first output, got "
-            f"{list(logits.shape)}. Set prune.importance to 'activation'."
+            f"{list(logits.shape)}. Set prune.importance to 'outputs'."
         )
     return logits

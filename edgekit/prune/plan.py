@@ -15,6 +15,11 @@ from edgekit.prune.find import Found
 from edgekit.prune.groups import Group
 from edgekit.prune.importance import Scores
 
+NEAR = 0.02
+"""A plan that ends below its target by this share of the whole is as near as can be asked."""
+TRIES = 12
+"""So many blocks that go far below it are left out in turn, at most."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -53,10 +58,10 @@ def choose(
 ) -> Plan:
     """Remove the blocks of channels that lose least importance for what they free, until `target` is met.
 
-    Importance counts as a share of its group's total, so that groups compare and none is drained. Every group keeps
-    a multiple of `round_to` positions (once it is cut at all; a head of 64 is one already) and at least `least` of its
-    channels. With `local` importance ranks within groups alone, and all give about the same share. Blocks that still
-    fit under `target` at the end are given back.
+    Scores compare between groups (`edgekit.prune.importance.evenly`). Every group keeps a multiple of `round_to`
+    positions (once it is cut at all; a head of 64 is one already) and at least `least` of its channels. With `local`
+    importance ranks within groups alone, and all give about the same share. Blocks that still fit under `target` at the
+    end are given back.
     """
     return _Choice(found, scores, cost, round_to, least, local=local).until(target)
 
@@ -66,21 +71,48 @@ class _Choice:
         self, found: Found, scores: Scores, cost: Cost, round_to: int, least: Mapping[str, int], *, local: bool
     ) -> None:
         self.cost, self.factors, self.local = cost, found.factors, local
+        self.totals = {name: max(float(some.sum()), 1e-30) for name, some in scores.items()}
         self.blocks = {g.name: _blocks(g, scores[g.name], round_to, least.get(g.name, 1)) for g in found.groups}
         self.taken = dict.fromkeys(self.blocks, 0)
+        self.left_out: set[str] = set()
         self.counts = {found.factors[name]: found.factors[name].extent for name in self.blocks}
 
     def until(self, target: int) -> Plan:
+        """The plan for a target. Where the last block goes far below it, others are tried in that one's place.
+
+        That is the greedy way to cover a knapsack, with the block that overshoots left out in turn: a residual stream
+        may free a quarter of a network at once where a few channels elsewhere would do.
+        """
         take = self.take_lazily if self.cost.falling else self.take_anew
-        take(target)
-        left = self.cost.left(self.counts)
-        reached = left <= target
-        while reached and (name := self.affordable(target)) is not None:
-            self.move(name, -1)
+        best: tuple[float, dict[str, int]] | None = None
+        while (last := take(target)) is not None:
+            before = {**self.taken, last: self.taken[last] - 1}
+            while (name := self.affordable(target)) is not None:
+                self.move(name, -1)
+            if best is None or self.lost < best[0]:
+                best = self.lost, dict(self.taken)
+            near = target - self.cost.left(self.counts) <= NEAR * self.cost.total
+            if near or self.local or len(self.left_out) == TRIES:
+                break
+            self.restore(before)
+            self.left_out.add(last)
+        if best is not None:
+            self.restore(best[1])
         left = self.cost.left(self.counts)
         removal = {n: sorted(c for block, _ in self.blocks[n][:k] for c in block) for n, k in self.taken.items() if k}
-        binding = () if reached else tuple(n for n, some in self.blocks.items() if self.taken[n] == len(some))
-        return Plan(removal, left, reached, tuple(self.line(name, left) for name in self.blocks), binding)
+        binding = () if left <= target else tuple(n for n, some in self.blocks.items() if self.taken[n] == len(some))
+        return Plan(removal, left, left <= target, tuple(self.line(name, left) for name in self.blocks), binding)
+
+    @property
+    def lost(self) -> float:
+        """All importance that goes."""
+        return sum(lost for name, number in self.taken.items() for _, lost in self.blocks[name][:number])
+
+    def restore(self, taken: Mapping[str, int]) -> None:
+        """Go back to so many blocks of every group."""
+        for name, number in taken.items():
+            while self.taken[name] != number:
+                self.move(name, 1 if self.taken[name] < number else -1)
 
     def price(self, name: str) -> float:
         """Importance lost for what the next block frees."""
@@ -97,30 +129,38 @@ class _Choice:
         self.counts[self.factors[name]] -= step * len(block)
         self.taken[name] += step
 
-    def take_lazily(self, target: int) -> None:
+    @property
+    def open(self) -> list[str]:
+        """Groups that have more to give."""
+        return [n for n, some in self.blocks.items() if self.taken[n] < len(some) and n not in self.left_out]
+
+    def take_lazily(self, target: int) -> str | None:
         """A price seen earlier is never too high, so that only the cheapest group's is asked anew."""
-        queue = [(self.price(name), name) for name, some in self.blocks.items() if some]
+        queue = [(self.price(name), name) for name in self.open]
         heapq.heapify(queue)
-        left: float = self.cost.total
-        while left > target and queue:
+        while self.cost.left(self.counts) > target and queue:
             seen, name = heapq.heappop(queue)
             now = self.price(name)
             if now > seen and queue and now > queue[0][0]:
                 heapq.heappush(queue, (now, name))
             elif math.isfinite(now):
                 self.move(name, 1)
-                left = self.cost.left(self.counts)
+                if self.cost.left(self.counts) <= target:
+                    return name
                 if self.taken[name] < len(self.blocks[name]):
                     heapq.heappush(queue, (self.price(name), name))
+        return None
 
-    def take_anew(self, target: int) -> None:
+    def take_anew(self, target: int) -> str | None:
         """Where the bottleneck moves, every price is asked anew."""
         while self.cost.left(self.counts) > target:
-            open_ = [name for name, some in self.blocks.items() if self.taken[name] < len(some)]
-            best = min(((self.price(name), name) for name in open_), default=(math.inf, ""))
+            best = min(((self.price(name), name) for name in self.open), default=(math.inf, ""))
             if not math.isfinite(best[0]):
                 break
             self.move(best[1], 1)
+            if self.cost.left(self.counts) <= target:
+                return best[1]
+        return None
 
     def affordable(self, target: int) -> str | None:
         """The most important block that was taken last in its group and whose return `target` allows."""
@@ -138,14 +178,14 @@ class _Choice:
         """What came of one group."""
         one = self.factors[name]
         whole = self.cost.left({**self.counts, one: one.extent})
-        lost = sum(lost for _, lost in self.blocks[name][: self.taken[name]])
+        lost = sum(lost for _, lost in self.blocks[name][: self.taken[name]]) / self.totals[name]
         return Line(name, one.extent, self.counts[one], lost, whole - left)
 
 
 def _blocks(group: Group, scores: Tensor, round_to: int, least: int) -> list[tuple[list[int], float]]:
     """The group's removable channels, least important first, in blocks with the importance that each costs."""
     order = torch.argsort(scores, stable=True).tolist()
-    normed = (scores / scores.sum().clamp_min(1e-30)).tolist()
+    costs = scores.tolist()
     unit = block_of(group, round_to)
     least = max(least, min(unit, group.channels), 1)
     cuts, at = [], 0
@@ -155,7 +195,7 @@ def _blocks(group: Group, scores: Tensor, round_to: int, least: int) -> list[tup
             break
         cuts.append(order[at : at + size])
         at += size
-    return [(block, sum(normed[c] for c in block)) for block in cuts]
+    return [(block, sum(costs[c] for c in block)) for block in cuts]
 
 
 def block_of(group: Group, round_to: int) -> int:

@@ -22,7 +22,7 @@ from edgekit.prune.correct import channel_moments, correct_biases, reestimate_ba
 from edgekit.prune.cost import Bytes, Cost, Macs, Memory, Parameters, count_macs
 from edgekit.prune.find import Found, find_groups
 from edgekit.prune.follow import OUTPUT
-from edgekit.prune.importance import LABELLED, Importance, Scores, score
+from edgekit.prune.importance import LABELLED, Importance, Scores, evenly, score
 from edgekit.prune.plan import Plan, choose
 from edgekit.prune.planned import Planned, PlannedGroup, Timed
 from edgekit.prune.rebuild import as_source
@@ -125,9 +125,9 @@ class Pruning:
         task.advance(note="ranking channels")
         kind = stage.importance
         if kind in LABELLED and not self.samples.labelled and not self.classes:
-            kind = "activation"
+            kind = "outputs"
         batches = self.judged(found) if kind in LABELLED else self.batches()
-        scores = score(kind, found, batches, self.ctx.seed)
+        scores = evenly(kind, score(kind, found, batches, self.ctx.seed))
         task.advance(note="choosing channels")
         if stage.budget.kind != "latency":
             cost = COSTS[stage.budget.kind](found)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgekit.prune.planned import Planned
     from edgekit.prune.pruning import Pruning
 
-Importance = Literal["taylor", "fisher", "activation", "l1", "l2", "geometric_median", "bn_scale", "random"]
+Importance = Literal["outputs", "taylor", "fisher", "activation", "l1", "l2", "geometric_median", "bn_scale", "random"]
 Amount = float | str
 ROUND_TO = 8
 
@@ -59,7 +59,7 @@ class Prune(BaseModel):
     target: str | None = Field(None, description="of latency: on which target of the recipe; the first with a device")
     backend: str | None = Field(None, description="of latency: with which of its backends; the first")
     importance: Importance = Field(
-        "taylor",
+        "outputs",
         description="how channels are ranked; without labels taylor and fisher go by the network's own choices",
     )
     scope: Literal["global", "local"] = Field(

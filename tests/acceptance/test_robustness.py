@@ -16,7 +16,7 @@ model:
   inputs: {{image: {{shape: [batch, 1, 28, 28], dtype: float32}}}}
 data: {{source: {data}, task: classification}}
 stages:
-  - prune:    {{macs: 0.5}}
+  - prune:    {{macs: 0.5, importance: taylor}}
   - distill:  {{epochs: 1}}
   - quantize: {{samples: 256}}
 targets: [{{target: x86-64, backends: [onnxruntime]}}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -18,8 +19,8 @@ from edgekit.graph.lifted import lift  # noqa: E402
 from edgekit.prune.apply import counts_of, difference, masked, removed  # noqa: E402
 from edgekit.prune.cost import Macs, count_macs  # noqa: E402
 from edgekit.prune.find import find_groups  # noqa: E402
-from edgekit.prune.importance import score  # noqa: E402
-from edgekit.prune.plan import choose  # noqa: E402
+from edgekit.prune.importance import evenly, score  # noqa: E402
+from edgekit.prune.plan import block_of, choose  # noqa: E402
 from edgekit.prune.rebuild import as_source, description_of, rebuilt  # noqa: E402
 from edgekit.prune.shapes import restore, state  # noqa: E402
 
@@ -158,15 +159,45 @@ def test_a_plan_keeps_multiples_and_its_floor_and_lands_just_under_its_target():
     found = found_in(module, x)
     cost, scores = Macs(found), score("l2", found, [])
     for share in (0.8, 0.5):
-        plan = choose(found, scores, cost, int(cost.total * share), round_to=4, least=least(found, 0.25))
+        plan = choose(found, evenly("l2", scores), cost, int(cost.total * share), round_to=4, least=least(found, 0.25))
         assert plan.reached
         assert 0.8 * share * cost.total < plan.left <= share * cost.total
         for group in found.groups:
             gone = len(plan.removal.get(group.name, ()))
             assert (group.channels - gone) % 4 == 0
             assert group.channels - gone >= 0.25 * group.channels
-    plan = choose(found, scores, cost, 0, round_to=4, least=least(found, 0.25))
+    plan = choose(found, evenly("l2", scores), cost, 0, round_to=4, least=least(found, 0.25))
     assert not plan.reached
+
+
+@pytest.mark.parametrize("share", [0.9, 0.75, 0.5])
+def test_a_plan_loses_little_more_than_the_best_one(share):
+    """The oracle: all plans there are. A block of the residual stream frees more than is asked for."""
+    module = ResNet20()
+    module.layer1, module.layer2, module.layer3 = (some[:1] for some in (module.layer1, module.layer2, module.layer3))
+    settled(module)
+    found = found_in(module, torch.randn(2, 3, 32, 32))
+    cost, ratios = Macs(found), []
+    for seed in range(8):
+        scores = {name: some**2 for name, some in score("random", found, [], seed=seed).items()}
+        plan = choose(found, scores, cost, int(share * cost.total), round_to=8, least={})
+        assert plan.reached
+        ways = []
+        for group in found.groups:
+            unit = block_of(group, 8)
+            sizes = range(0, group.channels - unit + 1, unit)
+            order = scores[group.name].sort().values
+            ways.append([(found.factors[group.name], group.channels - n, float(order[:n].sum())) for n in sizes])
+        best = min(
+            sum(lost for _, _, lost in some)
+            for some in itertools.product(*ways)
+            if cost.left({one: stay for one, stay, _ in some}) <= share * cost.total
+        )
+        lost = sum(float(scores[name][gone].sum()) for name, gone in plan.removal.items())
+        ratios.append(lost / best)
+    assert min(ratios) >= 1 - 1e-9
+    assert max(ratios) < 1.5
+    assert np.mean(ratios) < 1.1
 
 
 def test_the_least_important_channels_go_first():
@@ -174,13 +205,38 @@ def test_the_least_important_channels_go_first():
     x = torch.randn(4, 1, 12, 12)
     found = found_in(module, x)
     cost, scores = Macs(found), score("random", found, [], seed=3)
-    plan = choose(found, scores, cost, cost.total // 2, round_to=4, least={})
+    plan = choose(found, evenly("l2", scores), cost, cost.total // 2, round_to=4, least={})
     for name, gone in plan.removal.items():
         kept = [c for c in range(len(scores[name])) if c not in gone]
         assert scores[name][gone].max() <= scores[name][kept].min()
 
 
-@pytest.mark.parametrize("kind", ["taylor", "fisher", "activation", "l1", "l2", "bn_scale"])
+def test_the_importance_for_the_outputs_is_how_far_they_move():
+    """The oracle: channels that a linear layer reads move its outputs by just their columns, however many go."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 5)).eval()
+    x = torch.randn(20_000, 6)
+    found = found_in(module, x[:2])
+    (group,) = found.groups
+    seen = score("outputs", found, [(x, None)])[group.name]
+    assert torch.equal(seen, score("outputs", found, [(x, None)])[group.name])
+    with torch.no_grad():
+        whole = module(x)
+        size = whole.norm(dim=1).mean() ** 2
+        gone, total, highest = [], 0.0, 0.0
+        for _ in range(group.channels):
+            moved = {}
+            for channel in set(range(group.channels)) - set(gone):
+                hidden = module[1](module[0](x))
+                hidden[:, [*gone, channel]] = 0
+                moved[channel] = float((module[2](hidden) - whole).square().sum(1).mean() / size) - total
+            at = min(moved, key=moved.get)
+            total, highest = total + moved[at], max(highest, moved[at])
+            assert float(seen[at]) == pytest.approx(highest, rel=0.15, abs=0.01 * float(seen.max()))
+            gone.append(at)
+
+
+@pytest.mark.parametrize("kind", ["outputs", "taylor", "fisher", "activation", "l1", "l2", "bn_scale"])
 def test_a_dead_channel_scores_lowest(kind):
     module = settled(Mixed())
     with torch.no_grad():
@@ -203,7 +259,7 @@ def test_a_local_plan_takes_the_same_share_of_every_group():
     module = settled(ResNet20())
     found = found_in(module, torch.randn(2, 3, 32, 32))
     cost, scores = Macs(found), score("l2", found, [])
-    plan = choose(found, scores, cost, cost.total // 2, round_to=1, least=least(found, 0.1), local=True)
+    plan = choose(found, evenly("l2", scores), cost, cost.total // 2, round_to=1, least=least(found, 0.1), local=True)
     shares = [line.kept / line.channels for line in plan.lines if line.channels > 8]
     assert plan.reached
     assert max(shares) - min(shares) < 0.15

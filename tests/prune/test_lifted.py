@@ -15,7 +15,7 @@ from edgekit.graph.lifted import lift  # noqa: E402
 from edgekit.prune.apply import counts_of, difference, masked, removed  # noqa: E402
 from edgekit.prune.cost import Macs, Memory, Parameters, count_macs  # noqa: E402
 from edgekit.prune.find import find_groups  # noqa: E402
-from edgekit.prune.importance import score  # noqa: E402
+from edgekit.prune.importance import evenly, score  # noqa: E402
 from edgekit.prune.plan import choose  # noqa: E402
 
 
@@ -193,11 +193,11 @@ def test_a_budget_of_memory_is_met_where_the_bottleneck_moves():
     x = image(2, 1, 10, 10)
     found = find_groups(lift(Hourglass().eval(), (x,)), (x,))
     scores, cost = score("l2", found, []), Memory(found)
-    plan = choose(found, scores, cost, cost.total // 3, round_to=4, least=least(found, 0.1))
+    plan = choose(found, evenly("l2", scores), cost, cost.total // 3, round_to=4, least=least(found, 0.1))
     assert plan.reached
     assert {line.group: line.kept for line in plan.lines}["b"] <= 12
     assert plan.left == cost.left(counts_of(found, plan.removal)) <= cost.total // 3
-    impossible = choose(found, scores, cost, 0, round_to=4, least=least(found, 0.5))
+    impossible = choose(found, evenly("l2", scores), cost, 0, round_to=4, least=least(found, 0.5))
     assert (impossible.reached, set(impossible.binding)) == (False, {"a", "b"})
 
 

@@ -77,8 +77,8 @@ def test_a_pruned_model_survives_the_disk(dense, tmp_path, source):
 
 
 def test_without_labels_the_networks_own_choices_rank_the_channels(dense, tmp_path):
-    """As labels that are those choices do; where outputs are no classes, activations rank."""
-    stage, data = Prune(macs=0.7, round_to=4, samples=64), stripes(labels=False)
+    """As labels that are those choices do; where outputs are no classes, the outputs rank."""
+    stage, data = Prune(macs=0.7, importance="taylor", round_to=4, samples=64), stripes(labels=False)
     pruned = stage.apply(dense, context(tmp_path, data))
     assert any("own choices stand for the labels of 64 samples" in note for note in pruned.history[-1].notes)
     split = data.splits["train"]
@@ -89,7 +89,7 @@ def test_without_labels_the_networks_own_choices_rank_the_channels(dense, tmp_pa
     for a, b in zip(pruned.module.parameters(), again.module.parameters(), strict=True):
         assert torch.equal(a, b)
     other = stage.apply(dense, context(tmp_path, replace(data, task="embedding")))
-    assert any("importance 'activation' instead of 'taylor'" in note for note in other.history[-1].notes)
+    assert any("importance 'outputs' instead of 'taylor'" in note for note in other.history[-1].notes)
 
 
 def test_two_runs_give_the_same_bits(dense, tmp_path):
@@ -182,8 +182,25 @@ def test_macs_of_a_module_that_hands_out_a_view_of_a_parameter():
 
 def test_taylor_on_something_else_than_class_scores_is_refused(tmp_path):
     reference = export_module(Repeats(dense=True).eval(), INPUTS, "dense")
-    with pytest.raises(UsageError, match=r"class logits .* got \[64, 4, 10, 10\]. Set prune.importance to 'activ"):
-        Prune(macs=0.9, round_to=4, samples=64).apply(to_torch(reference), context(tmp_path))
+    with pytest.raises(UsageError, match=r"class logits .* got \[64, 4, 10, 10\]. Set prune.importance to 'outp"):
+        Prune(macs=0.9, importance="taylor", round_to=4, samples=64).apply(to_torch(reference), context(tmp_path))
+
+
+class Chooses(Mixed):
+    """Gives the number of a class."""
+
+    def forward(self, x):
+        return super().forward(x).argmax(1)
+
+
+def test_outputs_without_a_slope_are_refused(tmp_path):
+    numbers = TensorSpec("class", "int64", ("batch",))
+    model = TorchModel(
+        name="net", module=settled(Chooses()), inputs=INPUTS, outputs=(numbers,),
+        reference=export_module(settled(Chooses()), INPUTS, "net"),
+    )  # fmt: skip
+    with pytest.raises(UsageError, match=r"needs outputs with a slope.* Use 'activation'"):
+        Prune(macs=0.9, samples=64).apply(model, context(tmp_path))
 
 
 def test_reestimated_statistics_are_the_plain_mean_and_variance():
