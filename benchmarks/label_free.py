@@ -24,7 +24,7 @@ import numpy.typing as npt
 from by_time import told
 
 SEEN, LATENCY = 256, 0.8
-DISTILL = {"epochs": 24, "batch_size": 32, "learning_rate": 0.01, "augment": "flip_shift", "held_out": 0.125}
+DISTILL = {"epochs": 40, "batch_size": 32, "learning_rate": 0.01, "augment": "flip_shift", "held_out": 0.125}
 
 
 def main() -> None:

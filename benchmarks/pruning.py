@@ -47,7 +47,7 @@ RECOVERY: Mapping[str, Any] = {"augment": "flip_shift", "held_out": 0.02, "learn
 EPOCHS = {2.07: 25, 1.37: 9}
 SHORT = 2
 """Epochs of a row of the ablation."""
-IMPORTANCES = ("outputs", "l2", "random", "fisher", "activation", "l1", "geometric_median", "bn_scale")
+IMPORTANCES = ("l2", "random", "fisher", "activation", "l1", "geometric_median", "bn_scale")
 METHODS = ("dense", "edgekit", "torch-pruning", "torch-pruning, distilled")
 
 
