@@ -148,7 +148,7 @@ def told(base: dict[str, Any], folder: Path, stages: list[dict[str, Any]], seed:
             recipe = {"version": 1, **base, "stages": stages, "targets": [TARGET], "measure": measure, "seed": seed}
             YAML().dump(recipe, file)
         with progress_on_stderr(quiet=False) as progress:
-            run(path, out=folder, progress=progress)
+            run(path, out=folder, resume=folder.exists(), progress=progress)
     held: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
     return held
 

@@ -15,6 +15,7 @@ import io
 import json
 import math
 import os
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def compared(images: Path, work: Path, distill: dict[str, Any]) -> dict[str, Any
     found, agrees = {}, {}
     for name, stages in (("pruned", []), ("recovered", [{"distill": distill}])):
         folder = work / name
+        if stages and not folder.exists():  # the same pruned network, not one that was timed anew
+            shutil.copytree(work / "pruned" / "work" / "1-prune", folder / "work" / "1-prune")
         report = told(base, folder, [{"prune": {"latency": LATENCY}}, *stages], 0)
         results = {one["role"]: one for one in report["results"]}
         top = {role: choices(folder / "models" / Path(results[role]["bundle"]).stem, judging) for role in results}
