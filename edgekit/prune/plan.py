@@ -136,9 +136,9 @@ class _Choice:
 
     def take_lazily(self, target: int) -> str | None:
         """A price seen earlier is never too high, so that only the cheapest group's is asked anew."""
-        queue = [(self.price(name), name) for name in self.open]
+        queue = [(self.price(name), name) for name in self.open] if self.cost.left(self.counts) > target else []
         heapq.heapify(queue)
-        while self.cost.left(self.counts) > target and queue:
+        while queue:
             seen, name = heapq.heappop(queue)
             now = self.price(name)
             if now > seen and queue and now > queue[0][0]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -52,10 +53,15 @@ def main() -> None:
             rate.step()
     example = torch.zeros(1, 1, 14, 14)
     batch = torch.export.Dim("batch")
-    torch.onnx.export(
-        model.eval(), (example,), HERE / "model.onnx", input_names=["image"], output_names=["logits"], dynamo=True,
-        dynamic_shapes=({0: batch},), opset_version=18, external_data=False,
+    program = torch.onnx.export(
+        model.eval(), (example,), input_names=["image"], output_names=["logits"], dynamo=True,
+        dynamic_shapes=({0: batch},), opset_version=18,
     )  # fmt: skip
+    proto = program.model_proto
+    graph = proto.graph
+    for part in (proto, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("metadata_props")  # the exporter writes stack traces, with the paths of this machine
+    onnx.save(proto, HERE / "model.onnx")
     np.savez_compressed(
         HERE / "data.npz", calibration_x=images[:512], calibration_y=labels[:512],
         test_x=test_images[:2000], test_y=test_labels[:2000],
