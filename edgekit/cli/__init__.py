@@ -6,22 +6,52 @@ import io
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
+from typing import TextIO
+
+from edgekit.errors import ExitCode
 
 
 def main() -> None:
-    """Run the `edgekit` command."""
+    """Run the `edgekit` command. A stream that takes nothing any more changes no exit code but that of success."""
     _settle_streams()
     for name in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(name) is signal.SIG_DFL:  # `nohup` ignores the second
             signal.signal(name, _interrupt)
+    code: int | str | None = 0
     try:
         from edgekit.cli.app import app
 
         app(prog_name="edgekit")
+    except SystemExit as done:
+        code = done.code
     except KeyboardInterrupt:
-        print("edgekit: interrupted.", file=sys.stderr)
-        sys.exit(130)
+        code = _told(130, "interrupted.")
+    except OSError as error:  # verbs tell theirs: it is the help, or a result, that could not be written
+        code = _told(ExitCode.DEVICE, f"cannot write to stdout: {error.strerror}.")
+    if not _flushed(sys.stdout) and not code:
+        code = _told(ExitCode.DEVICE, "cannot write all of the result to stdout.")
+    _flushed(sys.stderr)
+    sys.exit(code)
+
+
+def _told(code: int, message: str) -> int:
+    with suppress(OSError):
+        print(f"edgekit: {message}", file=sys.stderr)
+    return int(code)
+
+
+def _flushed(stream: TextIO) -> bool:
+    """Whether all was written that a reader wants. The rest goes to the null device: Python would exit with 120."""
+    try:
+        stream.flush()
+    except OSError as error:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+        return isinstance(error, BrokenPipeError)
+    return True
 
 
 def _settle_streams() -> None:

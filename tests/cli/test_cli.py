@@ -130,10 +130,36 @@ def test_closed_streams_are_no_error():
         assert (done.returncode, done.stderr) == (code, ""), command
 
 
-def test_an_error_that_cannot_be_told_keeps_its_code():
+BUFFERING = pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+
+
+@BUFFERING
+def test_an_error_that_cannot_be_told_keeps_its_code(unbuffered):
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([*ENTRY, "run", "absent.yaml"], stderr=full)
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run([*ENTRY, "run", "absent.yaml"], stderr=full, env=environment)
     assert done.returncode == ExitCode.USAGE
+
+
+@BUFFERING
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["targets"], ["targets", "--json"], ["schema"]])
+def test_a_result_that_cannot_be_written_is_told(words, unbuffered):
+    with Path("/dev/full").open("w") as full:
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run([*ENTRY, *words], stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    assert done.returncode == ExitCode.DEVICE
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("edgekit: ")
+
+
+@BUFFERING
+def test_a_reader_that_went_away_is_no_error(unbuffered):
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run([*ENTRY, "schema"], stdout=write, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_terminal_without_unicode_is_no_error():
