@@ -47,7 +47,7 @@ RECOVERY: Mapping[str, Any] = {"augment": "flip_shift", "held_out": 0.02, "learn
 EPOCHS = {2.07: 25, 1.37: 9}
 SHORT = 2
 """Epochs of a row of the ablation."""
-IMPORTANCES = ("l2", "random", "fisher", "activation", "l1", "geometric_median", "bn_scale")
+IMPORTANCES = ("l2", "random", "fisher", "activation", "l1", "geometric_median", "bn_scale", "outputs")
 METHODS = ("dense", "edgekit", "torch-pruning", "torch-pruning, distilled")
 
 
@@ -81,6 +81,7 @@ def ablations(ratio: float) -> dict[str, Stages]:
         "iterations 4": ranked(iterations=4),
         "round_to 8": ranked(round_to=8),
         "keep_at_least 0.125": ranked(keep_at_least=0.125),
+        "importance outputs, keep_at_least 0.125": ranked(importance="outputs", keep_at_least=0.125),
         "learning_rate 0.05": stages(ratio, SHORT, learning_rate=0.05),
         "cutmix 1": stages(ratio, SHORT, regularize={"cutmix": 1.0}),
     }
