@@ -14,7 +14,7 @@ from edgekit.errors import ExitCode
 
 
 def main() -> None:
-    """Run the `edgekit` command. A stream that takes nothing any more changes no exit code but that of success."""
+    """Run the `edgekit` command. Where a stream takes nothing any more, the exit code is still a documented one."""
     _settle_streams()
     for name in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(name) is signal.SIG_DFL:  # `nohup` ignores the second
@@ -28,8 +28,8 @@ def main() -> None:
         code = done.code
     except KeyboardInterrupt:
         code = _told(130, "interrupted.")
-    except OSError as error:  # verbs tell theirs: it is the help, or a result, that could not be written
-        code = _told(ExitCode.DEVICE, f"cannot write to stdout: {error.strerror}.")
+    except OSError as error:  # verbs tell theirs: it is the help, a result or the shell's completion
+        code = _told(ExitCode.DEVICE, f"cannot write {error.filename or 'to stdout'}: {error.strerror}.")
     if not _flushed(sys.stdout) and not code:
         code = _told(ExitCode.DEVICE, "cannot write all of the result to stdout.")
     _flushed(sys.stderr)
