@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from recovering import this_machine
 from ruamel.yaml import YAML
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "fashion_mnist" / "recipe.yaml"
-TARGET = {"target": "x86-64", "backends": ["onnxruntime"], "device": "local"}
 TIMED = 3
 """Seeds whose two networks are timed against one another; the plan is the same for all."""
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -145,7 +145,8 @@ def told(base: dict[str, Any], folder: Path, stages: list[dict[str, Any]], seed:
         folder.parent.mkdir(parents=True, exist_ok=True)
         path = folder.with_suffix(".yaml")
         with path.open("w", encoding="utf-8") as file:
-            recipe = {"version": 1, **base, "stages": stages, "targets": [TARGET], "measure": measure, "seed": seed}
+            targets = [{"target": this_machine(), "backends": ["onnxruntime"], "device": "local"}]
+            recipe = {"version": 1, **base, "stages": stages, "targets": targets, "measure": measure, "seed": seed}
             YAML().dump(recipe, file)
         with progress_on_stderr(quiet=False) as progress:
             run(path, out=folder, resume=folder.exists(), progress=progress)

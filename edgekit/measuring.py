@@ -19,6 +19,7 @@ from edgekit.recipe import PlannedTarget
 from edgekit.registry import resolve
 from edgekit.report.report import Result
 from edgekit.stressing import Stress
+from edgekit.target import fitting, lacking
 from edgekit.workspace import Workspace
 
 RIVALS: dict[Role, tuple[Role, ...]] = {"reference": (), "float": ("reference",), "quantized": ("reference", "float")}
@@ -110,20 +111,21 @@ def unlike(planned: PlannedTarget, devices: Devices | None = None) -> str | None
     if planned.device is None:
         return None
     target, described = planned.target, (devices or Devices()).open(planned.device).describe()
-    arch, has = described.get("arch", target.arch), set(described.get("features", ()))
+    arch, has = described.get("arch", target.arch), described.get("features", ())
     if arch != target.arch:
         raise UsageError(
             f"Target {target.name!r} is {target.arch}, its device {planned.device!r} is {arch}: what is measured there "
             "says nothing about the target. Leave `device` out to build without timing."
         )
-    known = set(WANTED_FEATURES)
-    lacking = [f for f in target.cpu.features if known & {*f.split("|")} and not has & {*f.split("|")}]
-    if lacking:
-        return (
-            f"{target.name}: its device {planned.device!r} lacks {', '.join(lacking)}, which the target has: "
-            "int8 may be slower or less accurate there than on the target."
-        )
-    return None
+    missing = [feature for feature in lacking(target, has) if set(WANTED_FEATURES) & {*feature.split("|")}]
+    if not missing:
+        return None
+    other = fitting(arch, has)
+    return (
+        f"{target.name}: its device {planned.device!r} lacks {', '.join(missing)}, which the target has: int8 may be "
+        "slower or less accurate there than on the target."
+        + (f" The target {other.name} is made for such a device." if other else "")
+    )
 
 
 def _are_rivals(result: Result, other: Result) -> bool:

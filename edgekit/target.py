@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -101,6 +102,22 @@ def load_target(name: str | Path) -> Target:
     if str(name).endswith((".yaml", ".yml")):
         return _read(Path(name))
     return _load_named(str(name))
+
+
+def fitting(arch: str, features: Collection[str]) -> Target | None:
+    """The target named after an architecture that asks most of a processor with these features, None where none fits.
+
+    >>> fitting("x86_64", ("avx2", "fma")).name, fitting("x86_64", ("avx2", "fma", "avx_vnni")).name
+    ('x86-64-no-vnni', 'x86-64')
+    """
+    named = [load_target(name) for name in list_targets() if name.startswith(arch.replace("_", "-"))]
+    fits = [one for one in named if not lacking(one, features)]
+    return max(fits, key=lambda one: len(one.cpu.features), default=None)
+
+
+def lacking(target: Target, features: Collection[str]) -> list[str]:
+    """What a processor with these features lacks of the target's."""
+    return [feature for feature in target.cpu.features if set(features).isdisjoint(feature.split("|"))]
 
 
 @cache

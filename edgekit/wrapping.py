@@ -21,7 +21,7 @@ from edgekit.extras import unknown
 from edgekit.model import OnnxModel, TensorSpec, as_onnx
 from edgekit.registry import resolve
 from edgekit.sources import load_model
-from edgekit.target import Target, list_targets, load_target
+from edgekit.target import Target, fitting, list_targets, load_target
 from edgekit.workspace import Workspace
 
 SUFFIXES = (".onnx", ".pt2")
@@ -84,15 +84,14 @@ def target_of(device: Device) -> Target:
     if entry is not None and entry.target is not None:
         return load_target(entry.target)
     seen = device.describe()
-    arch, has = str(seen.get("arch")), set(seen.get("features", ()))
-    named = [load_target(name) for name in list_targets() if name.startswith(arch.replace("_", "-"))]
-    fits = [one for one in named if all(has & {*feature.split("|")} for feature in one.cpu.features)]
-    if not fits:
+    arch = str(seen.get("arch"))
+    found = fitting(arch, seen.get("features", ()))
+    if found is None:
         raise UsageError(
             f"{device.name} is {arch}: which target is it? Name it with --target ({', '.join(list_targets())}), or "
             "for good with `edgekit devices add --replace --target`."
         )
-    return max(fits, key=lambda one: len(one.cpu.features))
+    return found
 
 
 def _backends(target: Target, wanted: Sequence[str] | None) -> list[str]:

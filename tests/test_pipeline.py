@@ -268,6 +268,32 @@ def test_a_device_that_lacks_a_feature_of_the_target_is_said(folder):
     assert f"lacks {absent}" in unlike(planned)
 
 
+class Described:
+    """A device that says what it is, and no more."""
+
+    def __init__(self, features: tuple[str, ...]) -> None:
+        self.seen = {"arch": "x86_64", "features": features}
+
+    def open(self, name: str) -> Described:
+        return self
+
+    def describe(self) -> dict[str, object]:
+        return self.seen
+
+
+def test_the_target_that_such_a_device_is_made_for_is_named():
+    from edgekit.measuring import unlike
+    from edgekit.recipe import PlannedTarget
+    from edgekit.target import load_target
+
+    planned = PlannedTarget(load_target("x86-64"), ("onnxruntime",), "local", 1)
+    seen = unlike(planned, Described(("avx2", "fma")))
+    assert seen.endswith("lacks avx_vnni|avx512_vnni, which the target has: int8 may be slower or less accurate "
+                         "there than on the target. The target x86-64-no-vnni is made for such a device.")  # fmt: skip
+    assert "made for" not in unlike(planned, Described(("sse4_2",)))
+    assert unlike(planned, Described(("avx2", "fma", "avx_vnni"))) is None
+
+
 @pytest.mark.parametrize(
     ("before", "after", "line"),
     [
