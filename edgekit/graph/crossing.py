@@ -71,7 +71,8 @@ def example_inputs(inputs: Sequence[TensorSpec], batch: int = 2, seed: int = 0) 
 
 
 def _export(module: nn.Module, inputs: Sequence[TensorSpec], name: str, outputs: list[str] | None) -> onnx.ModelProto:
-    module = copied(module).cpu()
+    # Where weights learn torch lays the result of attention out otherwise, and some views of it cannot be exported.
+    module = copied(module).cpu().requires_grad_(False)
     examples = example_inputs(inputs)
     if outputs is None:
         with torch.no_grad():
@@ -89,7 +90,8 @@ def _export(module: nn.Module, inputs: Sequence[TensorSpec], name: str, outputs:
     }
     require("onnxscript", extra="onnx", why="exporting a module to ONNX")
     try:
-        program = _program(module, examples, settings)
+        with exporting(), without_fast_path():
+            program = torch.onnx.export(module, examples, **settings)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # its passes raise whatever they like
@@ -98,21 +100,3 @@ def _export(module: nn.Module, inputs: Sequence[TensorSpec], name: str, outputs:
     proto = program.model_proto
     proto.graph.name = name
     return normalise(proto)
-
-
-def _program(
-    module: nn.Module, examples: tuple[torch.Tensor, ...], settings: dict[str, Any]
-) -> torch.onnx.ONNXProgram | None:
-    with exporting():
-        try:
-            return torch.onnx.export(module, examples, **settings)
-        except (OSError, MemoryError):
-            raise
-        except Exception:
-            # With gradients torch lays the result of attention out otherwise, and some views of it fail.
-            try:
-                with torch.no_grad(), without_fast_path():
-                    return torch.onnx.export(module, examples, **settings)
-            except Exception:
-                pass
-            raise

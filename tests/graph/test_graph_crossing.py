@@ -8,11 +8,11 @@ from graph_models import PADDLE, difference, paddle, paddle_input, resnet20, typ
 
 torch = pytest.importorskip("torch")
 from onnx import helper, numpy_helper  # noqa: E402
-from torch import nn  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from edgekit.errors import BuildError  # noqa: E402
-from edgekit.graph import crossing  # noqa: E402
 from edgekit.graph.cost import cost  # noqa: E402
 from edgekit.graph.crossing import export_module, to_onnx, to_torch  # noqa: E402
 from edgekit.graph.execute import run_onnx, run_torch  # noqa: E402
@@ -170,14 +170,23 @@ def test_names_that_the_exporter_gives_itself_may_be_taken():
     assert difference(run_onnx(proto, [x]), run_onnx(back.proto, [x])) < 1e-6
 
 
-def test_an_export_that_fails_with_gradients_is_tried_without(monkeypatch):
-    seen = []
+class BiasedAttention(nn.Module):
+    """Attention with a learned bias that is laid out first, as in MaxViT: torch exports it where nothing learns."""
 
-    def export(*arguments, **settings):
-        seen.append(torch.is_grad_enabled())
-        if torch.is_grad_enabled():
-            raise ValueError("Cannot view a tensor")
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.bias = nn.Linear(16, 48), nn.Parameter(torch.randn(2, 4, 4))
 
-    monkeypatch.setattr(torch.onnx, "export", export)
-    assert crossing._program(torch.nn.Identity(), (), {}) is None
-    assert seen == [True, False]
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(len(x), -1, 2, 24).transpose(1, 2).chunk(3, dim=3)
+        bias = self.bias.unsqueeze(0).contiguous()
+        return F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).reshape(x.shape)
+
+
+def test_attention_is_exported_as_it_runs():
+    module, x = BiasedAttention().eval(), weights(3, 4, 16)
+    assert module.qkv.weight.requires_grad
+    exported = export_module(module, (TensorSpec("x", "float32", ("batch", 4, 16)),), "attention")
+    with torch.no_grad():
+        assert difference(run_onnx(exported.proto, [x]), [module(torch.from_numpy(x)).numpy()]) < 1e-6
+    assert module.qkv.weight.requires_grad and module.bias.requires_grad
