@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from edgekit.agent.state import WANTED_FEATURES
+from edgekit.agent import state
 from edgekit.assess import Oracle
 from edgekit.backends import BACKENDS
 from edgekit.building import Outcome
@@ -24,6 +24,9 @@ from edgekit.workspace import Workspace
 
 RIVALS: dict[Role, tuple[Role, ...]] = {"reference": (), "float": ("reference",), "quantized": ("reference", "float")}
 """Role -> the roles that it is compared with in interleaved rounds."""
+
+SATURATING = ("onnxruntime", "openvino")
+"""Backends that add products of u8 and s8 in 16 bits where the processor has nothing better."""
 
 
 @dataclass
@@ -117,7 +120,7 @@ def unlike(planned: PlannedTarget, devices: Devices | None = None) -> str | None
             f"Target {target.name!r} is {target.arch}, its device {planned.device!r} is {arch}: what is measured there "
             "says nothing about the target. Leave `device` out to build without timing."
         )
-    missing = [feature for feature in lacking(target, has) if set(WANTED_FEATURES) & {*feature.split("|")}]
+    missing = [feature for feature in lacking(target, has) if set(state.WANTED_FEATURES) & {*feature.split("|")}]
     if not missing:
         return None
     other = fitting(arch, has)
@@ -126,6 +129,24 @@ def unlike(planned: PlannedTarget, devices: Devices | None = None) -> str | None
         "slower or less accurate there than on the target."
         + (f" The target {other.name} is made for such a device." if other else "")
     )
+
+
+def saturated_here(results: Sequence[tuple[PlannedTarget, Result]]) -> list[str]:
+    """A line for every target whose int8 was scored in its stead on this machine, where sums overflow and there not."""
+    here = state.machine()
+    if not state.saturates(here["arch"], here["features"]):
+        return []
+    found: dict[str, list[str]] = {}
+    for planned, result in results:
+        if planned.device is None and result.measured_on == "local" and result.precision in ("int8", "int8_dynamic"):
+            facts = planned.target.backends[result.backend]
+            if result.backend in SATURATING and facts.grid != "reduced_range":
+                found.setdefault(planned.target.name, []).append(result.backend)
+    return [
+        f"{target}: its int8 for {' and '.join(backends)} was scored on this machine, whose sums of 8-bit products "
+        "saturate (no VNNI): on the target it may be more accurate than is said here."
+        for target, backends in found.items()
+    ]
 
 
 def _are_rivals(result: Result, other: Result) -> bool:

@@ -24,7 +24,7 @@ from edgekit.errors import UsageError
 from edgekit.extras import DISTRIBUTION
 from edgekit.gate import exit_code, judge
 from edgekit.launched import processes
-from edgekit.measuring import Measuring, unlike
+from edgekit.measuring import Measuring, saturated_here, unlike
 from edgekit.model import Model, OnnxModel, Step, trail
 from edgekit.observed import Evidence
 from edgekit.probing import Probing, cleared
@@ -286,7 +286,8 @@ class Run:
         marked, warnings = mark_ships(
             measured, allowed, min_snr=least, refused=self.refused, predictions=self._predictions
         )
-        for line in (*warnings, *less_robust(marked)):
+        scored = [(planned, result) for (planned, _), result in zip(outcomes, marked, strict=True)]
+        for line in (*warnings, *saturated_here(scored), *less_robust(marked)):
             self._warn(line)
         return marked
 

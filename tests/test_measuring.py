@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from edgekit.agent import state
 from edgekit.building import Outcome
 from edgekit.devices.emulated import Haswell
 from edgekit.devices.local import Local
 from edgekit.errors import DeviceError, ExitCode, MeasurementInvalidError
-from edgekit.measuring import Measuring
+from edgekit.measuring import Measuring, saturated_here
 from edgekit.recipe import PlannedTarget
 from edgekit.report.report import Result
 from edgekit.target import load_target
@@ -99,3 +101,29 @@ def test_nothing_is_compared_after_a_timing_that_failed(failure, field, code):
     assert getattr(result, field) == str(failure)
     assert several.codes == [code]
     assert recorder.compared == []
+
+
+@pytest.mark.parametrize(
+    ("features", "device", "changed", "said"),
+    [
+        (["avx2", "fma"], None, {}, True),
+        (["avx2", "fma"], None, {"backend": "litert"}, False),
+        (["avx2", "fma"], None, {"precision": "int8_weights"}, False),
+        (["avx2", "fma"], None, {"measured_on": None}, False),
+        (["avx2", "fma"], "local", {}, False),  # such a device is told of before anything is built
+        (["avx2", "fma", "avx_vnni"], None, {}, False),
+        ([], None, {}, False),
+    ],
+)
+def test_int8_that_saturates_here_and_not_on_its_target_is_said(monkeypatch, features, device, changed, said):
+    monkeypatch.setattr(state, "machine", lambda: {"arch": "x86_64", "features": features})
+    scored = outcome("quantized").result.model_copy(update={"measured_on": "local", **changed})
+    lines = saturated_here([(replace(PLANNED, device=device), scored)])
+    assert bool(lines) is said
+    assert all(line.startswith("x86-64: its int8 for onnxruntime was scored on this machine") for line in lines)
+
+
+def test_weights_of_7_bits_do_not_saturate_here(monkeypatch):
+    monkeypatch.setattr(state, "machine", lambda: {"arch": "x86_64", "features": ["avx2", "fma"]})
+    result = outcome("quantized").result.model_copy(update={"measured_on": "local"})
+    assert not saturated_here([(PlannedTarget(load_target("x86-64-no-vnni"), ("onnxruntime",), None, 1), result)])

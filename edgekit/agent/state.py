@@ -59,6 +59,15 @@ def machine(root: str = "/") -> dict[str, Any]:
     }
 
 
+def saturates(arch: str, features: Sequence[str]) -> bool:
+    """Whether runtimes add products of u8 and s8 in 16 bits, which large weights overflow: x86 without VNNI.
+
+    >>> saturates("x86_64", ("avx2", "fma")), saturates("x86_64", ("avx2", "avx_vnni")), saturates("aarch64", ())
+    (True, False, False)
+    """
+    return arch == "x86_64" and bool(features) and set(features).isdisjoint(("avx_vnni", "avx512_vnni"))
+
+
 def peak_rss() -> tuple[Any, str]:
     """The most memory that this process has held, in bytes, and the reason where that is unknown.
 

@@ -94,7 +94,9 @@ def off(spec, variant, expected, seen):
 
 @pytest.mark.parametrize("name", zoo.ZOO)
 @pytest.mark.parametrize(("backend", "variant"), CASES, ids=[f"{backend}-{variant}" for backend, variant in CASES])
-def test_runtime_agrees_with_the_simulation(name, backend, variant):
+def test_runtime_agrees_with_the_simulation(name, backend, variant, request):
+    if variant == "affine":
+        request.getfixturevalue("exact_sums")
     net, spec = quantized(name)
     x = zoo.inputs(net, 8, seed=9)
     made = emit(net, spec, variant, backend)
@@ -179,6 +181,7 @@ def damaged(made, what):
 @pytest.mark.parametrize(
     "what", ["scale of a tensor", "zero point of a tensor", "scales of a weight", "bias", "rounding of a weight"]
 )
+@pytest.mark.usefixtures("exact_sums")
 def test_a_wrong_graph_is_noticed(what):
     net, spec = quantized("resnet_basic")
     x = zoo.inputs(net, 8, seed=9)
