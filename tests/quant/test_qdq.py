@@ -78,6 +78,7 @@ def test_onnxruntime_fuses_everything(net, spec, tmp_path):
     assert kinds.count("DequantizeLinear") == 1
 
 
+@pytest.mark.usefixtures("exact_sums")
 def test_fusion_moves_results_by_one_step_at_most(net, spec):
     made, x = emit(net, spec, "affine", "onnxruntime"), samples(64, seed=9)
     step = spec.grid("y", "affine").scale
@@ -180,6 +181,7 @@ def hard_net():
     return b.model({"x": ["n", 3, 12, 12]}, {"y": ["n", 8, 12, 12]})
 
 
+@pytest.mark.usefixtures("exact_sums")
 @pytest.mark.parametrize(("times", "copies", "clamps"), [(2, 0, 2), (30, 2, 0)])
 def test_hard_activations_become_products(tmp_path, times, copies, clamps):
     """A gate is its input's integers, clamped; where 3 is a few of their steps it needs finer ones, by a table."""
@@ -194,6 +196,7 @@ def test_hard_activations_become_products(tmp_path, times, copies, clamps):
     assert snr(run(net, x), run(emit(net, quantized(net, x), "affine", "openvino"), x, optimize=False)) > 30
 
 
+@pytest.mark.usefixtures("exact_sums")
 def test_a_relu_that_the_grid_cannot_absorb_clamps_integers(tmp_path):
     b = Builder(4)
     b.conv("x", "stem", 8, 3)
@@ -206,6 +209,7 @@ def test_a_relu_that_the_grid_cannot_absorb_clamps_integers(tmp_path):
     assert run(made, x)[:, 8:].min() >= 0
 
 
+@pytest.mark.usefixtures("exact_sums")
 def test_transposed_convolution_keeps_small_weights(tmp_path):
     b = Builder(5)
     b.conv("x", "stem", 8, 3)
@@ -291,6 +295,7 @@ def test_folded_batch_norm_quantizes():
     assert snr(run(net, x), run(emit(net, quantized(net), "affine", "onnxruntime"), x)) > 30
 
 
+@pytest.mark.usefixtures("exact_sums")
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("ceil", [0, 1])
 @pytest.mark.parametrize("pad", [0, 1])
