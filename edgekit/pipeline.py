@@ -286,9 +286,9 @@ class Run:
         marked, warnings = mark_ships(
             measured, allowed, min_snr=least, refused=self.refused, predictions=self._predictions
         )
-        scored = [(planned, result) for (planned, _), result in zip(outcomes, marked, strict=True)]
-        for line in (*warnings, *saturated_here(scored), *less_robust(marked)):
+        for line in (*warnings, *less_robust(marked)):
             self._warn(line)
+        self.warnings += saturated_here([(planned, one) for (planned, _), one in zip(outcomes, marked, strict=True)])
         return marked
 
     def _bound(self, name: str, default: float) -> float:
