@@ -102,6 +102,7 @@ def test_a_network_wholly_in_8_bits(built, backend):
         assert (seen.float_layers, seen.int8_share, seen.islands) == (0, 1.0, ())
 
 
+@pytest.mark.usefixtures("exact_sums")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ratios_are_those_of_the_bundles_outputs(built, backend):
     """The output's signal-to-noise ratio, computed again from what the two bundles answer."""

@@ -27,6 +27,8 @@ Runner = Callable[[Sequence[Array]], list[Array]]
 KEPT_SESSIONS = 4
 SEVEN_BITS = 64
 """Weights up to this keep sums of two products with 8 unsigned bits within 16 bits."""
+IN_FLOAT = ("session.disable_quant_qdq", "1")
+"""Has ONNX Runtime compute what lies between quantizing and dequantizing in float: slower, and by exact sums."""
 _sessions: OrderedDict[tuple[str, int], Runner] = OrderedDict()
 
 
@@ -109,7 +111,7 @@ def _runner(proto: onnx.ModelProto, threads: int) -> Runner:
     if key not in _sessions:
         has_runtime = importlib.util.find_spec("onnxruntime") is not None
         with loadable(proto if has_runtime else transposed_apart(proto)) as content:
-            runner = _onnxruntime(content, threads, _overflows(proto)) if has_runtime else _openvino(content, threads)
+            runner = _onnxruntime(content, threads, overflows(proto)) if has_runtime else _openvino(content, threads)
         if is_large(proto):  # its memory is wanted elsewhere
             return runner
         _sessions[key] = runner
@@ -125,7 +127,7 @@ def _saturates() -> bool:
     return state.saturates(here["arch"], here["features"])
 
 
-def _overflows(proto: onnx.ModelProto) -> bool:
+def overflows(proto: onnx.ModelProto) -> bool:
     """Whether 8-bit kernels of this processor would add up something else than the graph says."""
     if not _saturates():
         return False
@@ -139,8 +141,8 @@ def _onnxruntime(content: bytes | str, threads: int, in_float: bool) -> Runner:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    if in_float:  # what is between quantizing and dequantizing: slower, and what other processors answer
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if in_float:
+        options.add_session_config_entry(*IN_FLOAT)
     if isinstance(content, str):  # a second copy of large weights, laid out for speed, might not fit
         options.add_session_config_entry("session.disable_prepacking", "1")
     session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
