@@ -184,6 +184,7 @@ def test_nothing_is_reported_and_home_stays_empty(tmp_path):
     assert not list(home.iterdir())
 
 
+@pytest.mark.usefixtures("exact_sums")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "accuracy", "drop"),
