@@ -211,6 +211,7 @@ def test_trained_networks(tmp_path, network, accuracy, drop):
     assert not {n.name for n in quantized.proto.graph.node if n.op_type == "Conv"} & set(built8.placement.reasons)
 
 
+@pytest.mark.usefixtures("exact_sums")
 @pytest.mark.slow
 def test_efficientnet_lite0(tmp_path):
     (model, data), quantized = wild.efficientnet_lite0(), wild.quantized(wild.efficientnet_lite0)
