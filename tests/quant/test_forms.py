@@ -209,7 +209,6 @@ def calibrated(net):
     return choose(net, plan(net), batches[0], "minmax").spec, batches[1], held
 
 
-@pytest.mark.usefixtures("exact_sums")
 def test_the_form_nearest_to_float_is_picked():
     """Two loud channels spoil static ranges; ranges by row or group lose less."""
     net = transformer(loud=60)

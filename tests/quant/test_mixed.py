@@ -138,7 +138,6 @@ def test_a_bound_that_no_set_short_of_all_meets_is_said_so():
     assert "dB on 32 samples of calibration, simulated on the host" in done.refused["*"]
 
 
-@pytest.mark.usefixtures("exact_sums")
 def test_each_grid_is_held_against_the_bound_and_its_backends_get_their_own_layers():
     net, x = chain(bad=("conv2",)), samples(64)
     grids = {"affine": ("onnxruntime", "litert"), "symmetric": ("tensorrt",)}
@@ -222,7 +221,6 @@ def test_nothing_to_quantize_is_left_alone():
     assert settled(net, x).rows == ()
 
 
-@pytest.mark.usefixtures("exact_sums")
 def test_a_residual_network_is_brought_to_a_higher_floor():
     net, x = residual_net(), samples(64)
     plain = snr(run(net, x), run(emit(net, specified(net, x), "affine", "onnxruntime"), x))

@@ -26,7 +26,6 @@ def energy(array):
 GRIDS = [("affine", "onnxruntime"), ("affine", "openvino"), ("symmetric", "tensorrt"), ("reduced_range", "onnxruntime")]
 
 
-@pytest.mark.usefixtures("exact_sums")
 @pytest.mark.parametrize(("variant", "backend"), GRIDS)
 def test_the_scan_gives_what_the_emitter_gives_layer_by_layer(variant, backend):
     net, x = residual_net(), samples(48)
@@ -41,6 +40,7 @@ def test_the_scan_gives_what_the_emitter_gives_layer_by_layer(variant, backend):
         assert seen.noise[layer.name] == pytest.approx(wanted, rel=1e-3, abs=1e-9), layer
 
 
+@pytest.mark.usefixtures("exact_sums")
 def test_another_runtime_finds_the_same():
     pytest.importorskip("openvino")
     net, x = residual_net(), samples(32)
@@ -95,7 +95,6 @@ def test_corrections_count_for_their_own_layer_alone():
     assert moved.noise["project"] > 10 * plain.noise["project"]
 
 
-@pytest.mark.usefixtures("exact_sums")
 def test_several_outputs_and_inputs_are_followed_past_their_ends():
     """An output that is made early does not change later, and a late input reaches its reader."""
     b = Builder()
