@@ -95,10 +95,9 @@ def _small(seen: Explanation) -> Iterator[str]:
 
 def _processor(seen: Explanation) -> Iterator[str]:
     machine = state.machine()
-    has = set(machine["features"])
-    if machine["arch"] == "x86_64" and not has & {"avx512_vnni", "avx_vnni"}:
+    if state.saturates(machine["arch"], machine["features"]):
         yield "this processor has no 8-bit dot product (VNNI): 8-bit kernels gain little here"
-    if machine["arch"] == "aarch64" and "asimddp" not in has:
+    if machine["arch"] == "aarch64" and "asimddp" not in machine["features"]:
         yield "this processor has no 8-bit dot product (asimddp): 8-bit kernels gain little here"
 
 

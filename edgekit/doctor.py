@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from edgekit.agent.state import saturates
 from edgekit.backends import BACKENDS, Availability
 from edgekit.extras import DISTRIBUTION, pip_command
 from edgekit.registry import places, resolve
@@ -163,7 +164,7 @@ def _read(path: Path) -> str:
 
 def _notes(arch: str, features: Mapping[str, bool]) -> tuple[str, ...]:
     notes = []
-    if arch == "x86_64" and features and not (features["avx_vnni"] or features["avx512_vnni"]):
+    if saturates(arch, [name for name, there in features.items() if there]):
         notes.append("No VNNI: use the target x86-64-no-vnni here; its int8 weights keep to 7 bits against saturation.")
     if arch == "aarch64" and features and not features["asimddp"]:
         notes.append("No 8-bit dot products (asimddp): int8 gains less speed here than on newer ARM processors.")
