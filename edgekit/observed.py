@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import NormalDist
 from typing import TypeVar
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy.typing as npt
 from edgekit.agent.stats import CONFIDENCE as LEVEL
 from edgekit.agent.stats import least_samples, percentile
 from edgekit.clauses import LATENCY, LOWER_IS_BETTER, Clause
-from edgekit.metrics import CONFIDENCE, paired_accuracy, paired_difference, wilson_share
+from edgekit.metrics import CONFIDENCE, paired_accuracy, paired_difference, wilson_share, z
 from edgekit.percentiles import interval, rate
 from edgekit.report.predictions import Predictions
 from edgekit.report.report import Latency, Report, Result
@@ -398,7 +397,7 @@ def _present(value: T | None, metric: str, result: Result) -> T:
 
 def _rescaled(value: float, low: float, high: float, wanted: float, stored: float = CONFIDENCE) -> tuple[float, float]:
     """Ends of a stored interval of a positive quantity at another confidence, on the log scale."""
-    scale = _z(wanted) / _z(stored)
+    scale = z(wanted) / z(stored)
     if scale == 1.0 or min(value, low) <= 0:
         return low, high
     return value * math.exp(scale * math.log(low / value)), value * math.exp(scale * math.log(high / value))
@@ -420,9 +419,5 @@ def _of_rounds(
 
 def _widened(value: float, ends: tuple[float, float], wanted: float) -> tuple[float, float]:
     """Ends of a stored 95 % interval at another confidence."""
-    scale = _z(wanted) / _z(CONFIDENCE)
+    scale = z(wanted) / z(CONFIDENCE)
     return value - (value - ends[0]) * scale, value + (ends[1] - value) * scale
-
-
-def _z(confidence: float) -> float:
-    return NormalDist().inv_cdf(0.5 + confidence / 2)
