@@ -31,7 +31,7 @@ demo: $(VENV)/ready
 	$(BIN)/edgekit run examples/fashion_mnist/recipe.yaml --out $(OUT)
 
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -7,11 +7,13 @@ made from the first one's output folder, and join in where a stage trains. They 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgekit.context import Silent
 from edgekit.errors import UsageError
+from edgekit.measuring import fitted
 from edgekit.model import Model
 from edgekit.pipeline import Run, output_folder, stage_key, timed
 from edgekit.recipe import load_recipe
@@ -34,6 +36,7 @@ def follow(
 
     chosen, together = timed(load_recipe(recipe, targets=targets), time_budget), Processes()
     space = Workspace(output_folder(chosen.name, out).absolute())
+    chosen = replace(chosen, targets=tuple(fitted(planned)[0] for planned in chosen.targets))
     job = Run.loaded(chosen, space, progress=Silent())
     model = job.entered()
     for number, stage in enumerate(chosen.stages, 1):

@@ -11,7 +11,8 @@ from edgekit.assess import Oracle
 from edgekit.backends import BACKENDS
 from edgekit.building import Outcome
 from edgekit.context import Progress
-from edgekit.devices import Devices, is_emulated
+from edgekit.devices import Device, Devices, is_emulated
+from edgekit.devices.local import StandIn
 from edgekit.errors import DeviceError, MeasurementInvalidError, MissingDependencyError, UsageError
 from edgekit.model import Role
 from edgekit.profile import Profiler
@@ -19,14 +20,14 @@ from edgekit.recipe import PlannedTarget
 from edgekit.registry import resolve
 from edgekit.report.report import Result
 from edgekit.stressing import Stress
-from edgekit.target import fitting, lacking
+from edgekit.target import Target, fitting, lacking
 from edgekit.workspace import Workspace
 
 RIVALS: dict[Role, tuple[Role, ...]] = {"reference": (), "float": ("reference",), "quantized": ("reference", "float")}
 """Role -> the roles that it is compared with in interleaved rounds."""
 
-SATURATING = ("onnxruntime", "openvino")
-"""Backends that add products of u8 and s8 in 16 bits where the processor has nothing better."""
+INEXACT = {"int8": ("openvino",), "int8_dynamic": ("onnxruntime", "openvino")}
+"""Backends that overflow sums of 8-bit products on some processors, and cannot be told to add them up in float."""
 
 
 @dataclass
@@ -39,9 +40,10 @@ class Measuring:
     rounds: int
     percentile: float
     codes: list[int]
-    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    profilers: dict[tuple[str, int], Profiler] = field(default_factory=dict)
+    answers: dict[tuple[Device, str], dict[str, Any]] = field(default_factory=dict)
+    profilers: dict[tuple[Device, int], Profiler] = field(default_factory=dict)
     devices: Devices = field(default_factory=Devices)
+    stand_in: Device = field(default_factory=StandIn)
     stress: Stress | None = None
 
     def all(self, outcomes: Sequence[tuple[PlannedTarget, Outcome]]) -> list[Result]:
@@ -95,24 +97,43 @@ class Measuring:
             return replace(outcome, result=outcome.result.model_copy(update=failed))
 
     def _profiler(self, planned: PlannedTarget) -> Profiler:
-        name, threads = planned.device or "local", planned.threads
-        if (name, threads) not in self.profilers:
-            device = self.devices.open(name)
+        key = self._device(planned), planned.threads
+        if key not in self.profilers:
             looks = tuple(look for look in (self.rounds // 4, self.rounds // 2, self.rounds) if look >= 4)
-            self.profilers[name, threads] = Profiler(
-                device, self.space, self.oracle, self.progress, threads, looks, self.percentile, self.answers
+            self.profilers[key] = Profiler(
+                key[0], self.space, self.oracle, self.progress, planned.threads, looks, self.percentile, self.answers
             )
-        return self.profilers[name, threads]
+        return self.profilers[key]
+
+    def _device(self, planned: PlannedTarget) -> Device:
+        """The target's device; where it has none, this machine in its place."""
+        if planned.device or not _overflows_here(planned.target):
+            return self.devices.open(planned.device or "local")
+        return self.stand_in
 
 
-def unlike(planned: PlannedTarget, devices: Devices | None = None) -> str | None:
-    """A line where the target's device is not quite what the target says, None where it is.
+def _overflows_here(target: Target) -> bool:
+    here = state.machine()
+    return _overflows(target, here["arch"], here["features"])
+
+
+def _overflows(target: Target, arch: str, features: Sequence[str]) -> bool:
+    """Whether sums of 8-bit products overflow on a processor with these features, and on the target not."""
+    its = [one for each in target.cpu.features for one in each.split("|")]
+    return state.saturates(arch, features) and not state.saturates(target.arch, its)
+
+
+def fitted(planned: PlannedTarget, devices: Devices | None = None) -> tuple[PlannedTarget, str | None]:
+    """The target as its device can have it, and a line where that is not quite what the target says.
+
+    Where sums of 8-bit products overflow on the device and not on the target, weights keep to the grid of the target
+    that is made for such a device.
 
     Raises:
         UsageError: the device has another architecture, so that what it measures says nothing about the target.
     """
     if planned.device is None:
-        return None
+        return planned, None
     target, described = planned.target, (devices or Devices()).open(planned.device).describe()
     arch, has = described.get("arch", target.arch), described.get("features", ())
     if arch != target.arch:
@@ -122,26 +143,30 @@ def unlike(planned: PlannedTarget, devices: Devices | None = None) -> str | None
         )
     missing = [feature for feature in lacking(target, has) if set(state.WANTED_FEATURES) & {*feature.split("|")}]
     if not missing:
-        return None
-    other = fitting(arch, has)
+        return planned, None
+    said = f"{target.name}: its device {planned.device!r} lacks {', '.join(missing)}, which the target has: "
+    other = fitting(arch, has) if _overflows(target, arch, has) else None
+    if other is None:
+        return planned, said + "int8 may be slower or less accurate there than on the target."
+    backends = {
+        name: facts.model_copy(update={"grid": other.backends[name].grid}) if name in other.backends else facts
+        for name, facts in target.backends.items()
+    }
     return (
-        f"{target.name}: its device {planned.device!r} lacks {', '.join(missing)}, which the target has: int8 may be "
-        "slower or less accurate there than on the target."
-        + (f" The target {other.name} is made for such a device." if other else "")
+        replace(planned, target=target.model_copy(update={"backends": backends})),
+        said + f"8-bit sums would overflow there, so weights are quantized as for the target {other.name}, which is "
+        "made for such a device. int8 may be slower there than on the target.",
     )
 
 
 def saturated_here(results: Sequence[tuple[PlannedTarget, Result]]) -> list[str]:
     """A line for every target whose int8 was scored in its stead on this machine, where sums overflow and there not."""
-    here = state.machine()
-    if not state.saturates(here["arch"], here["features"]):
-        return []
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, None]] = {}
     for planned, result in results:
-        if planned.device is None and result.measured_on == "local" and result.precision in ("int8", "int8_dynamic"):
-            facts = planned.target.backends[result.backend]
-            if result.backend in SATURATING and facts.grid != "reduced_range":
-                found.setdefault(planned.target.name, []).append(result.backend)
+        facts = planned.target.backends[result.backend]
+        scored = planned.device is None and result.measured_on == "local" and facts.grid != "reduced_range"
+        if scored and result.backend in INEXACT.get(result.precision, ()) and _overflows_here(planned.target):
+            found.setdefault(planned.target.name, {})[result.backend] = None
     return [
         f"{target}: its int8 for {' and '.join(backends)} was scored on this machine, whose sums of 8-bit products "
         "saturate (no VNNI): on the target it may be more accurate than is said here."

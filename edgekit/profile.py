@@ -58,7 +58,7 @@ class Profiler:
     rounds: tuple[int, ...] = LOOKS
     percentile: float = 90.0
     """The highest percentile that is wanted: a latency is sampled until it has enough for that."""
-    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    known: dict[tuple[Device, str], dict[str, Any]] = field(default_factory=dict)
     """Answers by device and model digest: the same model for two targets of one device is asked once."""
 
     @property
@@ -75,7 +75,7 @@ class Profiler:
 
     def answers(self, bundle: Bundle, result: Result) -> Result:
         """The task's metrics, agreement and signal-to-noise ratio, from the bundle's own outputs."""
-        key = f"{self.device.name} {model_digest(bundle)}"
+        key = self.device, model_digest(bundle)
         if key not in self.known:
             self.known[key] = self._answers(bundle)
         known = self.known[key]

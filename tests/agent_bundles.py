@@ -84,6 +84,39 @@ def bundle(folder: Path, name: str = "small.edge", *, batch: int | str = "batch"
     return write_bundle(folder / name, manifest(**changes), {"model.onnx": file}, [golden], [outputs])
 
 
+OVERFLOWING = """
+<ir_version: 8, opset_import: ["": 13]>
+overflowing (float[batch, 64] x) => (float[batch, 8] y)
+<float scale = {0.01}, float step = {1}, uint8 zero = {0}, int8 none = {0}>
+{
+  xq = QuantizeLinear(x, scale, zero)
+  xd = DequantizeLinear(xq, scale, zero)
+  wd = DequantizeLinear(w, scale, none)
+  a = MatMul(xd, wd)
+  aq = QuantizeLinear(a, step, zero)
+  y = DequantizeLinear(aq, step, zero)
+}
+"""
+FULL, SUMS = np.full((5, 64), 2.55, np.float32), np.full((5, 8), np.round(64 * 2.55 * 1.27), np.float32)
+"""What it is given, and what it makes of it by sums of 255 * 127: two of them are no 16-bit number."""
+
+
+def overflowing() -> onnx.ModelProto:
+    """A product in 8 bits that kernels on x86 without VNNI add up to something else."""
+    proto = onnx.parser.parse_model(OVERFLOWING)
+    proto.graph.initializer.append(numpy_helper.from_array(np.full((64, 8), 127, np.int8), "w"))
+    return proto
+
+
+def overflowing_bundle(folder: Path) -> Bundle:
+    onnx.save(overflowing(), folder / "overflowing.onnx")
+    (entry, answer) = (
+        (TensorEntry(name=name, dtype="float32", shape=("batch", size)),) for name, size in (("x", 64), ("y", 8))
+    )
+    about = manifest(role="quantized", precision="int8", inputs=entry, outputs=answer, preprocess=PreprocessEntry())
+    return write_bundle(folder / "o.edge", about, {"model.onnx": folder / "overflowing.onnx"}, [FULL], [SUMS])
+
+
 def damaged(bundle: Bundle) -> bytes:
     """What is in the file, but for one bit of its model: the agent's own code is whole, and starts."""
     content = bytearray(bundle.path.read_bytes())

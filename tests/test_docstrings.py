@@ -29,8 +29,6 @@ def modules() -> list:
 @pytest.mark.parametrize("name", modules())
 def test_examples(name, monkeypatch, repo_root, request):
     monkeypatch.chdir(repo_root)
-    if name == "edgekit.pipeline":  # its int8 is scored here in the place of its target
-        request.getfixturevalue("exact_sums")
     module = importlib.import_module(name)
     names = {"edgekit": edgekit, "getfixture": request.getfixturevalue}
     found = doctest.testmod(module, extraglobs=names, optionflags=doctest.NORMALIZE_WHITESPACE)

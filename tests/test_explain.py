@@ -92,7 +92,6 @@ def test_a_float_island_is_explained_by_name(built, backend):
     assert "curve: no 8-bit form of Erf" in text(seen)
 
 
-@pytest.mark.usefixtures("exact_sums")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_network_wholly_in_8_bits(built, backend):
     seen = explain(built("whole", backend))

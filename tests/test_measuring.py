@@ -10,7 +10,7 @@ import pytest
 from edgekit.agent import state
 from edgekit.building import Outcome
 from edgekit.devices.emulated import Haswell
-from edgekit.devices.local import Local
+from edgekit.devices.local import Local, StandIn
 from edgekit.errors import DeviceError, ExitCode, MeasurementInvalidError
 from edgekit.measuring import Measuring, saturated_here
 from edgekit.recipe import PlannedTarget
@@ -49,7 +49,9 @@ def outcome(role: str, backend: str = "onnxruntime", status: str = "built") -> O
 
 
 def measuring(profiler: Recorder) -> Measuring:
-    return Measuring(None, None, None, 10, 90.0, [], profilers={("local", 1): profiler})
+    several = Measuring(None, None, None, 10, 90.0, [])
+    several.profilers[several.devices.open("local"), 1] = profiler
+    return several
 
 
 def test_every_role_is_compared_with_its_rivals_of_the_same_backend():
@@ -107,6 +109,8 @@ def test_nothing_is_compared_after_a_timing_that_failed(failure, field, code):
     ("features", "device", "changed", "said"),
     [
         (["avx2", "fma"], None, {}, True),
+        (["avx2", "fma"], None, {"backend": "onnxruntime"}, False),  # which adds them up in float
+        (["avx2", "fma"], None, {"backend": "onnxruntime", "precision": "int8_dynamic"}, True),
         (["avx2", "fma"], None, {"backend": "litert"}, False),
         (["avx2", "fma"], None, {"precision": "int8_weights"}, False),
         (["avx2", "fma"], None, {"measured_on": None}, False),
@@ -117,13 +121,32 @@ def test_nothing_is_compared_after_a_timing_that_failed(failure, field, code):
 )
 def test_int8_that_saturates_here_and_not_on_its_target_is_said(monkeypatch, features, device, changed, said):
     monkeypatch.setattr(state, "machine", lambda: {"arch": "x86_64", "features": features})
-    scored = outcome("quantized").result.model_copy(update={"measured_on": "local", **changed})
+    scored = outcome("quantized", "openvino").result.model_copy(update={"measured_on": "local", **changed})
     lines = saturated_here([(replace(PLANNED, device=device), scored)])
     assert bool(lines) is said
-    assert all(line.startswith("x86-64: its int8 for onnxruntime was scored on this machine") for line in lines)
+    backend = changed.get("backend", "openvino")
+    assert all(line.startswith(f"x86-64: its int8 for {backend} was scored on this machine") for line in lines)
 
 
 def test_weights_of_7_bits_do_not_saturate_here(monkeypatch):
     monkeypatch.setattr(state, "machine", lambda: {"arch": "x86_64", "features": ["avx2", "fma"]})
-    result = outcome("quantized").result.model_copy(update={"measured_on": "local"})
-    assert not saturated_here([(PlannedTarget(load_target("x86-64-no-vnni"), ("onnxruntime",), None, 1), result)])
+    result = outcome("quantized", "openvino").result.model_copy(update={"measured_on": "local"})
+    assert not saturated_here([(PlannedTarget(load_target("x86-64-no-vnni"), ("openvino",), None, 1), result)])
+
+
+@pytest.mark.parametrize(
+    ("target", "device", "features", "stands_in"),
+    [
+        ("x86-64", None, ["avx2", "fma"], True),
+        ("raspberry-pi-5", None, ["avx2", "fma"], True),
+        ("x86-64", None, ["avx2", "fma", "avx512_vnni"], False),
+        ("x86-64", "local", ["avx2", "fma"], False),
+        ("x86-64-no-vnni", None, ["avx2", "fma"], False),
+    ],
+)
+def test_who_stands_in_for_a_target(tmp_path, monkeypatch, target, device, features, stands_in):
+    """Sums that overflow here and not on the target are added up exactly; what overflows on the target does so here."""
+    monkeypatch.setattr(state, "machine", lambda: {"arch": "x86_64", "features": features})
+    profiler = measuring(Recorder())._profiler(PlannedTarget(load_target(target), ("onnxruntime",), device, 2))
+    assert isinstance(profiler.device, StandIn) is stands_in
+    assert profiler.device.name == "local"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -252,7 +253,7 @@ def test_a_device_of_another_architecture_cannot_stand_for_a_target(folder):
 
 
 def test_a_device_that_lacks_a_feature_of_the_target_is_said(folder):
-    from edgekit.measuring import unlike
+    from edgekit.measuring import fitted
     from edgekit.recipe import load_recipe
 
     onnx.save(network(), folder / "net.onnx")
@@ -265,7 +266,9 @@ def test_a_device_that_lacks_a_feature_of_the_target_is_said(folder):
     text = RECIPE.format(backends="onnxruntime").partition("targets:")[0]
     (folder / "recipe.yaml").write_text(text + "targets:\n  - {target: mine.yaml, device: local}\n")
     (planned,) = load_recipe(folder / "recipe.yaml").targets
-    assert f"lacks {absent}" in unlike(planned)
+    same, said = fitted(planned)
+    assert same == planned
+    assert f"lacks {absent}" in said
 
 
 class Described:
@@ -281,17 +284,26 @@ class Described:
         return self.seen
 
 
-def test_the_target_that_such_a_device_is_made_for_is_named():
-    from edgekit.measuring import unlike
+def test_weights_keep_to_what_the_device_can_add_up():
+    from edgekit.measuring import fitted
     from edgekit.recipe import PlannedTarget
     from edgekit.target import load_target
 
     planned = PlannedTarget(load_target("x86-64"), ("onnxruntime",), "local", 1)
-    seen = unlike(planned, Described(("avx2", "fma")))
-    assert seen.endswith("lacks avx_vnni|avx512_vnni, which the target has: int8 may be slower or less accurate "
-                         "there than on the target. The target x86-64-no-vnni is made for such a device.")  # fmt: skip
-    assert "made for" not in unlike(planned, Described(("sse4_2",)))
-    assert unlike(planned, Described(("avx2", "fma", "avx_vnni"))) is None
+    changed, said = fitted(planned, Described(("avx2", "fma")))
+    assert "lacks avx_vnni|avx512_vnni, which the target has: 8-bit sums would overflow there" in said
+    assert "as for the target x86-64-no-vnni" in said
+    other = load_target("x86-64-no-vnni")
+    assert {name: facts.grid for name, facts in changed.target.backends.items()} == {
+        name: facts.grid for name, facts in other.backends.items()
+    }
+    assert changed.target.name == "x86-64"
+    assert fitted(planned, Described(("avx2", "fma", "avx_vnni"))) == (planned, None)
+    same, said = fitted(planned, Described(("sse4_2",)))
+    assert same == planned
+    assert said.endswith("int8 may be slower or less accurate there than on the target.")
+    alone = replace(planned, device=None)
+    assert fitted(alone, Described(("avx2", "fma"))) == (alone, None)
 
 
 @pytest.mark.parametrize(

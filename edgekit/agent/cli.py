@@ -124,7 +124,7 @@ def _result(options: argparse.Namespace, archive: Any) -> tuple[Any, ...]:
         )
     from . import infer
 
-    return (infer.run(archive, options.inputs, options.outputs, options.threads, options.batch, options.progress),)
+    return (infer.run(archive, options),)
 
 
 def _selftest(options: argparse.Namespace, archive: Any) -> int:
@@ -185,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--outputs", required=True, help=".npy, or .npz for several outputs")
     run.add_argument("--batch", type=_positive, default=1, help="samples in one call, where the model allows it")
     run.add_argument("--progress", action="store_true", help="lines of JSON on stderr")
+    run.add_argument("--exact", action="store_true", help="8-bit sums in float, where the runtime can: slower")
     for command in (selftest, bench, cold, memory, layers, energy, run):
         command.add_argument("--threads", type=_threads, default=1)
         command.add_argument("--affinity", type=_processors, help="processors to run on, such as 0,1")

@@ -48,6 +48,7 @@ class Local:
     name: ClassVar[str] = "local"
     run_batch: ClassVar[int] = RUN_BATCH
     """Samples in one call of `run`, after each of which progress is told."""
+    run_options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, python: Path | None = None) -> None:
         """`python` runs the bundles; by default the one that runs edgekit."""
@@ -79,7 +80,8 @@ class Local:
         threads = threads or state.machine()["cores"]
         batch = batch or self.run_batch
         options = ["run", f"--inputs={inputs}", f"--outputs={outputs}", f"--threads={threads}", f"--batch={batch}"]
-        return Run(outputs, self._finish(self._start(bundle, [*options, "--progress"]), on_done=on_done))
+        options += ["--progress", *self.run_options]
+        return Run(outputs, self._finish(self._start(bundle, options), on_done=on_done))
 
     def bench(
         self,
@@ -165,6 +167,15 @@ class Local:
         self._interrupted = True
         for process in tuple(self._running):
             process.popen.kill()
+
+
+class StandIn(Local):
+    """The machine that edgekit runs on, in the place of one that adds up 8-bit products without overflow.
+
+    ONNX Runtime computes them in float there, which gives the same sums; other runtimes compute as they always do.
+    """
+
+    run_options = ("--exact",)
 
 
 class _Process:

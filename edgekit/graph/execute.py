@@ -7,11 +7,13 @@ import importlib.util
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
+from edgekit.agent import state
 from edgekit.errors import UsageError
 from edgekit.extras import require
 from edgekit.graph.large import fingerprint, is_large, loadable
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 Runner = Callable[[Sequence[Array]], list[Array]]
 
 KEPT_SESSIONS = 4
+SEVEN_BITS = 64
+"""Weights up to this keep sums of two products with 8 unsigned bits within 16 bits."""
+IN_FLOAT = ("session.disable_quant_qdq", "1")
+"""Has ONNX Runtime compute what lies between quantizing and dequantizing in float: slower, and by exact sums."""
 _sessions: OrderedDict[tuple[str, int], Runner] = OrderedDict()
 
 
@@ -105,7 +111,7 @@ def _runner(proto: onnx.ModelProto, threads: int) -> Runner:
     if key not in _sessions:
         has_runtime = importlib.util.find_spec("onnxruntime") is not None
         with loadable(proto if has_runtime else transposed_apart(proto)) as content:
-            runner = _onnxruntime(content, threads) if has_runtime else _openvino(content, threads)
+            runner = _onnxruntime(content, threads, overflows(proto)) if has_runtime else _openvino(content, threads)
         if is_large(proto):  # its memory is wanted elsewhere
             return runner
         _sessions[key] = runner
@@ -115,12 +121,28 @@ def _runner(proto: onnx.ModelProto, threads: int) -> Runner:
     return _sessions[key]
 
 
-def _onnxruntime(content: bytes | str, threads: int) -> Runner:
+@cache
+def _saturates() -> bool:
+    here = state.machine()
+    return state.saturates(here["arch"], here["features"])
+
+
+def overflows(proto: onnx.ModelProto) -> bool:
+    """Whether 8-bit kernels of this processor would add up something else than the graph says."""
+    if not _saturates():
+        return False
+    weights = (onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.data_type == onnx.TensorProto.INT8)
+    return any(weight.size and (weight.max() > SEVEN_BITS or weight.min() < -SEVEN_BITS) for weight in weights)
+
+
+def _onnxruntime(content: bytes | str, threads: int, in_float: bool) -> Runner:
     runtime = require("onnxruntime", extra="onnxruntime", why="running an ONNX graph")
     runtime.disable_telemetry_events()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    if in_float:
+        options.add_session_config_entry(*IN_FLOAT)
     if isinstance(content, str):  # a second copy of large weights, laid out for speed, might not fit
         options.add_session_config_entry("session.disable_prepacking", "1")
     session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -14,6 +14,18 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture
+def recipe(repo_root, tmp_path):
+    """The shortest example without its gate: whether int8 is good enough on this processor is not the question."""
+    folder = repo_root / "examples/fashion_mnist"
+    for name in ("model.py", "weights.safetensors"):
+        (tmp_path / name).symlink_to(folder / name)
+    text = (folder / "quantize.yaml").read_text().partition("gate:")[0]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text.replace("../../calibration_data", str(repo_root / "calibration_data")))
+    return path
+
+
 def start(recipe, out, *options):
     return subprocess.Popen(
         [sys.executable, "-m", "edgekit", "run", str(recipe), "--out", str(out), *options],
@@ -24,7 +36,7 @@ def start(recipe, out, *options):
     )
 
 
-def interrupt_after(process, line):
+def interrupted_at(process, line):
     """Ctrl-C as soon as a line of progress starts like this; everything that came on stderr."""
     seen = []
     for text in process.stderr:
@@ -34,38 +46,51 @@ def interrupt_after(process, line):
     else:
         pytest.fail(f"{line!r} never came: {''.join(seen)}")
     time.sleep(0.5)
+    return "".join(seen) + ended(process)
+
+
+def interrupted_in(process, out, pattern):
+    """Ctrl-C as soon as a file matches; everything that came on stderr."""
+    deadline = time.monotonic() + 300
+    while not list(out.glob(pattern)) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return ended(process)
+
+
+def ended(process):
     process.send_signal(signal.SIGINT)
-    rest = process.stderr.read()
-    process.wait(60)
-    return "".join(seen) + rest
+    said = process.stderr.read()
+    assert process.wait(60) == 130, said
+    assert process.stdout.read() == ""
+    return said
 
 
-@pytest.mark.parametrize("phase", ["load data and model", "check quantize", "build bundles", "evaluate"])
-def test_ctrl_c_and_resume(repo_root, tmp_path, phase):
-    recipe, out = repo_root / "examples/fashion_mnist/quantize.yaml", tmp_path / "out"
-    process = start(recipe, out)
-    said = interrupt_after(process, phase)
-    assert process.returncode == 130, said
+def test_ctrl_c_in_every_phase_and_resume(recipe, tmp_path):
+    out = tmp_path / "out"
+    said = interrupted_in(start(recipe, out), out, "work/*quantize*")
+    nothing_half_written(out, said)
+    assert not list(out.glob("work/*quantize*/done.json")), "an unfinished stage does not count as done"
+    for phase in ("load data and model", "check quantize", "build bundles", "evaluate"):
+        said = interrupted_at(start(recipe, out, "--resume"), phase)
+        nothing_half_written(out, said)
+        assert ("quantize: kept from the earlier run" in said) == (phase in ("build bundles", "evaluate"))
+    stdout, stderr = start(recipe, out, "--resume", "--json").communicate(timeout=600)
+    assert json.loads(stdout)["exit_code"] == 0
+    assert "quantize: kept from the earlier run" in stderr
+
+
+def nothing_half_written(out, said):
     assert "Traceback" not in said
+    assert "edgekit: interrupted." in said
     assert not (out / "report.json").exists()
     assert not [p for p in out.rglob("*") if p.is_file() and p.name.endswith((".part", ".tmp"))]
-    again = start(recipe, out, "--resume", "--json")
-    stdout, stderr = again.communicate(timeout=600)
-    assert again.returncode == 0, stderr
-    assert json.loads(stdout)["exit_code"] == 0
-    assert ("kept from the earlier run" in stderr) == (phase not in ("load data and model",))
 
 
-def test_a_changed_recipe_is_not_resumed(repo_root, tmp_path):
-    folder = repo_root / "examples/fashion_mnist"
-    text = (folder / "quantize.yaml").read_text()
-    for name in ("model.py", "weights.safetensors"):
-        (tmp_path / name).symlink_to(folder / name)
-    text = text.replace("../../calibration_data", str(repo_root / "calibration_data"))
-    (tmp_path / "a.yaml").write_text(text)
-    (tmp_path / "b.yaml").write_text(text.replace("samples: 256", "samples: 128"))
-    for recipe, options in (("a.yaml", ()), ("b.yaml", ("--resume",))):
-        process = start(tmp_path / recipe, tmp_path / "out", *options)
+def test_a_changed_recipe_is_not_resumed(recipe, tmp_path):
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(recipe.read_text().replace("samples: 256", "samples: 128"))
+    for one, options in ((recipe, ()), (changed, ("--resume",))):
+        process = start(one, tmp_path / "out", *options)
         _, stderr = process.communicate(timeout=600)
         assert process.returncode == 0, stderr
     assert "kept from the earlier run" not in stderr

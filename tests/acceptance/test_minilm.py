@@ -149,6 +149,7 @@ def float_accuracy(sentences):
     return float((np.concatenate(parts).argmax(1) == labels).mean())
 
 
+@pytest.mark.usefixtures("exact_sums")
 def test_the_pick_is_dynamic_on_every_backend_and_says_by_what(quantized):
     assert quantized.quant.forms == dict.fromkeys(("onnxruntime", "openvino", "litert"), "int8_dynamic")
     for backend in quantized.quant.forms:
@@ -158,7 +159,9 @@ def test_the_pick_is_dynamic_on_every_backend_and_says_by_what(quantized):
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "litert"])
-def test_accuracy_stays_within_a_point(sentences, quantized, float_accuracy, tmp_path, backend):
+def test_accuracy_stays_within_a_point(sentences, quantized, float_accuracy, tmp_path, backend, request):
+    if backend == "onnxruntime":
+        request.getfixturevalue("exact_sums")
     if backend == "litert":
         pytest.importorskip("litert_torch")
     (inputs, labels), target = sentences[2], load_target("x86-64")

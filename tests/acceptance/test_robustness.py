@@ -27,7 +27,6 @@ gate:
 """
 
 
-@pytest.mark.usefixtures("exact_sums")
 def test_a_pruned_network_that_is_as_accurate_and_less_robust_is_seen(repo_root, tmp_path):
     pytest.importorskip("art", reason="the extra `robustness`")
     import edgekit

@@ -85,6 +85,7 @@ def test_int8_weights_lie_in_the_file_as_they_were_planned(tmp_path, int8):
             assert planned.tobytes() in content, tensor.name
 
 
+@pytest.mark.usefixtures("exact_sums")
 def test_int8_equals_onnxruntime_on_the_same_graph(tmp_path, int8):
     """At most one quantization step of the output, for nearly all values (`tests/quant/test_zoo.py` goes deeper)."""
     built = OpenVino().build(job(int8, tmp_path, "quantized"))

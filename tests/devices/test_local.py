@@ -14,7 +14,7 @@ import pytest
 
 from edgekit.agent.stats import least_samples
 from edgekit.bundle import Bundle, TensorEntry, write_bundle
-from edgekit.devices.local import Local
+from edgekit.devices.local import Local, StandIn
 from edgekit.errors import DeviceError, EdgekitError, IntegrityError, MissingDependencyError, UsageError
 
 
@@ -37,6 +37,13 @@ def test_run_brings_all_outputs_back_and_tells_how_far_it_is(bundle: Bundle, tmp
     with np.load(ran.outputs) as outputs:
         expected = small.expected(bundle.path.with_name("small.edge.onnx"), inputs)
         np.testing.assert_allclose(outputs["logits"], expected, atol=1e-5)
+
+
+def test_a_stand_in_adds_up_8_bit_products_without_overflow(tmp_path: Path) -> None:
+    np.save(tmp_path / "in.npy", small.FULL)
+    ran = StandIn().run(small.overflowing_bundle(tmp_path), tmp_path / "in.npy", tmp_path / "out.npz")
+    with np.load(ran.outputs) as outputs:
+        np.testing.assert_array_equal(outputs["y"], small.SUMS)
 
 
 def test_bench_gives_raw_samples_and_what_belongs_to_them(bundle: Bundle) -> None:

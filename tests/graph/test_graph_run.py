@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import agent_bundles
 import numpy as np
 import onnx
 import pytest
@@ -180,3 +181,10 @@ def test_the_runtime_sends_nothing(monkeypatch):
     execute._sessions.clear()
     run_onnx(dense()[0], [weights(1, 4)])
     assert called
+
+
+def test_sums_of_8_bit_products_do_not_saturate(monkeypatch):
+    """On x86 without VNNI kernels add them up in 16 bits."""
+    monkeypatch.setattr(execute, "_sessions", type(execute._sessions)())
+    (seen,) = run_onnx(agent_bundles.overflowing(), [agent_bundles.FULL])
+    np.testing.assert_array_equal(seen, agent_bundles.SUMS)

@@ -78,15 +78,24 @@ def stream(array, size=16):
     return lambda: ((array[i : i + size],) for i in range(0, len(array), size))
 
 
-def run(proto, x, optimize=True):
+def session(proto, optimize=True):
+    """By the kernels that the processor has; where they overflow sums of 8-bit products, by those in float."""
     import onnxruntime as ort
 
+    from edgekit.graph.execute import IN_FLOAT, overflows
+
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: x})[0]
+    if overflows(proto):
+        options.add_session_config_entry(*IN_FLOAT)
+    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run(proto, x, optimize=True):
+    made = session(proto, optimize)
+    return made.run(None, {made.get_inputs()[0].name: x})[0]
 
 
 def snr(wanted, seen):

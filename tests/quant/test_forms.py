@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from quant_graphs import Builder, residual_net, snr
+from quant_graphs import Builder, residual_net, session, snr
 from transformer_graph import WIDTH, tokens, transformer
 
 from edgekit.errors import BuildError, UsageError
@@ -22,20 +22,12 @@ def net():
     return transformer()
 
 
-def session(proto, optimized=None, *, plain=False):
+def kinds(proto, tmp_path):
     ort = pytest.importorskip("onnxruntime")
     options = ort.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 3, 1
-    if plain:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if optimized:
-        options.optimized_model_filepath = str(optimized)
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def kinds(proto, tmp_path):
-    session(proto, tmp_path / "optimized.onnx")
+    options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "optimized.onnx")
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
 
 
@@ -130,7 +122,7 @@ def test_weight_only_graphs_compute_with_the_rounded_weights(net, form, least):
             value = dequantize_weight(quantize_weight(value, scales, "affine"), scales, "affine")
         item.CopyFrom(numpy_helper.from_array(value, item.name))
     feed = tokens()
-    run = onnx.reference.ReferenceEvaluator(made).run if form == "int4_weights" else session(made, plain=True).run
+    run = onnx.reference.ReferenceEvaluator(made).run if form == "int4_weights" else session(made, optimize=False).run
     seen = run(None, feed)[0]
     assert np.abs(seen - session(rounded).run(None, feed)[0]).max() < 1e-4
     assert snr(session(net).run(None, feed)[0], seen) > least

@@ -181,7 +181,6 @@ def hard_net():
     return b.model({"x": ["n", 3, 12, 12]}, {"y": ["n", 8, 12, 12]})
 
 
-@pytest.mark.usefixtures("exact_sums")
 @pytest.mark.parametrize(("times", "copies", "clamps"), [(2, 0, 2), (30, 2, 0)])
 def test_hard_activations_become_products(tmp_path, times, copies, clamps):
     """A gate is its input's integers, clamped; where 3 is a few of their steps it needs finer ones, by a table."""
@@ -196,7 +195,6 @@ def test_hard_activations_become_products(tmp_path, times, copies, clamps):
     assert snr(run(net, x), run(emit(net, quantized(net, x), "affine", "openvino"), x, optimize=False)) > 30
 
 
-@pytest.mark.usefixtures("exact_sums")
 def test_a_relu_that_the_grid_cannot_absorb_clamps_integers(tmp_path):
     b = Builder(4)
     b.conv("x", "stem", 8, 3)
@@ -209,7 +207,6 @@ def test_a_relu_that_the_grid_cannot_absorb_clamps_integers(tmp_path):
     assert run(made, x)[:, 8:].min() >= 0
 
 
-@pytest.mark.usefixtures("exact_sums")
 def test_transposed_convolution_keeps_small_weights(tmp_path):
     b = Builder(5)
     b.conv("x", "stem", 8, 3)

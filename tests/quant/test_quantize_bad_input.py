@@ -137,7 +137,6 @@ def test_one_weight_for_several_operators(tmp_path):
     through(b.model({"x": ["n", 3, 12, 12]}, {"y": ["n", 8, 12, 12]}), dataset(samples(32)), tmp_path)
 
 
-@pytest.mark.usefixtures("exact_sums")
 @pytest.mark.parametrize(
     "order", ["a = MatMul(x, w) y = Gemm<transB = 1>(a, w)", "a = Gemm<transB = 1>(x, w) y = MatMul(a, w)"]
 )

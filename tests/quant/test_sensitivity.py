@@ -1,7 +1,7 @@
 import numpy as np
 import onnx
 import pytest
-from quant_graphs import Builder, residual_net, run, samples, stream
+from quant_graphs import Builder, residual_net, run, samples, session, stream
 
 from edgekit.quant.choose import choose
 from edgekit.quant.plan import plan
@@ -116,9 +116,3 @@ def test_several_outputs_and_inputs_are_followed_past_their_ends():
         outputs = both(alone(net, spec, layer, "affine"))
         wanted = sum(energy(a - b) for a, b in zip(outputs, exact, strict=True))
         assert seen.noise[layer.name] == pytest.approx(wanted, rel=1e-3, abs=1e-9), layer
-
-
-def session(proto):
-    import onnxruntime as ort
-
-    return ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
