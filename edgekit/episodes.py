@@ -31,14 +31,14 @@ MOST_STEPS = 10_000
 """Steps after which an episode ends that its environment does not end itself."""
 
 
-def episode_returns(bundle: Path, environment: Environment) -> Floats:
-    """The return of each episode, `[episodes]`, in a fresh process.
+def episode_returns(bundle: Path, environment: Environment, *, exact: bool = False) -> Floats:
+    """The return of each episode, `[episodes]`, in a fresh process. `exact`: as `run --exact` of the bundle computes.
 
     Raises:
         UsageError: what the network gives is no action of the environment, or is not finite.
         DeviceError: the process broke.
     """
-    asked = {"bundle": str(bundle), **vars(environment)}
+    asked = {"bundle": str(bundle), "exact": exact, **vars(environment)}
     done = subprocess.run(
         [sys.executable, "-P", "-B", "-m", "edgekit.episodes"],
         input=json.dumps(asked),
@@ -104,9 +104,9 @@ def _place(source: str) -> tuple[Path, str]:
     return Path(file), function
 
 
-def _acting(bundle: str) -> Act:
+def _acting(bundle: str, exact: bool) -> Act:
     """What the bundle's compiled model answers, by the agent's own runner."""
-    from edgekit.agent.infer import Samples, batch_size, make_runner, outputs_of
+    from edgekit.agent.infer import Samples, batch_size, in_float, make_runner, outputs_of
     from edgekit.agent.unpack import Archive
 
     archive = Archive(bundle)
@@ -116,7 +116,8 @@ def _acting(bundle: str) -> Act:
         samples = Samples([observations], archive.manifest)
         size = batch_size(archive.manifest, samples.count)
         if not runners:
-            runners[0] = make_runner(archive.unpack(), archive.manifest, 1, size)
+            manifest = in_float(archive.manifest) if exact else archive.manifest
+            runners[0] = make_runner(archive.unpack(), manifest, 1, size)
         chunks = list(outputs_of(runners[0], samples, size))
         return [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
 
@@ -126,7 +127,7 @@ def _acting(bundle: str) -> Act:
 def main() -> int:
     """Play what stdin asks for; the returns go to stdout, a message to stderr."""
     asked = json.load(sys.stdin)
-    act = _acting(asked.pop("bundle"))
+    act = _acting(asked.pop("bundle"), asked.pop("exact"))
     try:
         print(json.dumps({"returns": play(Environment(**asked), act).tolist()}))
     except (EdgekitError, Failure) as error:

@@ -134,7 +134,7 @@ class Profiler:
         if self.device.name != "local":
             return {"notes": (f"episodes of {environment.name} are played on this machine, not on {self.device.name}",)}
         with self.progress.task(f"play {environment.name}, {bundle.path.stem}"):
-            returns = episode_returns(bundle.path, environment)
+            returns = episode_returns(bundle.path, environment, exact=getattr(self.device, "exact", False))
         evidence, n = {"episode_return": returns}, len(returns)
         seen = score("episode_return", evidence, n)
         path = self.space.predictions / f"{bundle.path.stem}.npz"

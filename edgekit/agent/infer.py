@@ -123,7 +123,7 @@ def outputs_of(runner: Any, samples: Samples, batch: int) -> Iterator[list[Any]]
 
 def run(archive: Any, options: Any) -> dict[str, Any]:
     """All samples of the file `inputs` through the model, to the file `outputs`. Memory stays flat."""
-    manifest = _in_float(archive.manifest) if options.exact else archive.manifest
+    manifest = in_float(archive.manifest) if options.exact else archive.manifest
     names = [entry["name"] for entry in manifest["inputs"]]
     samples = Samples(arrays.read(options.inputs, names), manifest)
     size = batch_size(manifest, min(options.batch, samples.count))
@@ -151,7 +151,7 @@ def run(archive: Any, options: Any) -> dict[str, Any]:
     }
 
 
-def _in_float(manifest: dict[str, Any]) -> dict[str, Any]:
+def in_float(manifest: dict[str, Any]) -> dict[str, Any]:
     """The manifest for ONNX Runtime's kernels in float: where those for 8 bits overflow, these do not."""
     runner = manifest["runner"]
     session = {**runner.get("session", {}), "session.disable_quant_qdq": "1"}

@@ -48,7 +48,7 @@ class Local:
     name: ClassVar[str] = "local"
     run_batch: ClassVar[int] = RUN_BATCH
     """Samples in one call of `run`, after each of which progress is told."""
-    run_options: ClassVar[tuple[str, ...]] = ()
+    exact: ClassVar[bool] = False
 
     def __init__(self, python: Path | None = None) -> None:
         """`python` runs the bundles; by default the one that runs edgekit."""
@@ -80,7 +80,7 @@ class Local:
         threads = threads or state.machine()["cores"]
         batch = batch or self.run_batch
         options = ["run", f"--inputs={inputs}", f"--outputs={outputs}", f"--threads={threads}", f"--batch={batch}"]
-        options += ["--progress", *self.run_options]
+        options += ["--progress", *(["--exact"] if self.exact else [])]
         return Run(outputs, self._finish(self._start(bundle, options), on_done=on_done))
 
     def bench(
@@ -175,7 +175,7 @@ class StandIn(Local):
     ONNX Runtime computes them in float there, which gives the same sums; other runtimes compute as they always do.
     """
 
-    run_options = ("--exact",)
+    exact = True
 
 
 class _Process:

@@ -113,7 +113,7 @@ def test_the_shipped_bundle_passes_its_selftest(demo, backend):
 
 
 def test_the_same_recipe_from_the_onnx_file(demo, repo_root, tmp_path):
-    """Within 0.5 points and 3 % of the size of what came from the PyTorch source."""
+    """One epoch is within a point of the four that the PyTorch source had, and within 3 % of its size."""
     import edgekit
     from edgekit.graph.io import save_onnx
     from edgekit.recipe import load_recipe
@@ -125,12 +125,14 @@ def test_the_same_recipe_from_the_onnx_file(demo, repo_root, tmp_path):
     text = recipe.path.read_text()
     head, _, tail = text.partition("model:")
     tail = tail[tail.index("data:") :].replace("../../calibration_data", str(repo_root / "calibration_data"))
+    assert "epochs: 4" in tail
+    tail = tail.replace("epochs: 4", "epochs: 1")
     (tmp_path / "recipe.yaml").write_text(f"{head}model: {{source: fashion_mnist.onnx}}\n{tail}")
     board = "raspberry-pi-5"  # is scored here and not timed, which would take as long as all the rest
     again = edgekit.run(tmp_path / "recipe.yaml", out=tmp_path / "out", targets=[board])
     for backend in ("onnxruntime", "litert"):
         mine, theirs = again.result(board, backend, "quantized"), demo[0].result(board, backend, "quantized")
-        assert abs(mine.accuracy.value - theirs.accuracy.value) <= 0.005, backend
+        assert theirs.accuracy.value - mine.accuracy.value <= 0.01, backend
         assert abs(mine.size_bytes / theirs.size_bytes - 1) <= 0.03, backend
 
 
