@@ -21,6 +21,7 @@ from edgekit.model import Model, OnnxModel, Precision, Role, as_onnx
 from edgekit.quant.record import MEMBER, Record
 from edgekit.registry import resolve
 from edgekit.report.report import Result
+from edgekit.target import overflows_here
 from edgekit.workspace import Workspace, digest, writing_to
 
 if TYPE_CHECKING:
@@ -121,7 +122,8 @@ class Builder:
             samples = tuple(x[rows] for x in samples)
             manifest = self._manifest(part, target, backend_name, built)
             folder = self._publish(name, built)
-            golden = self._golden(backend, part, manifest, folder, samples)
+            exact = facts.grid != "reduced_range" and overflows_here(target)
+            golden = self._golden(backend, part, manifest, folder, samples, exact)
             path, record = self.space.bundles / f"{name}.edge", Record.of(part.model)
             extra = {MEMBER: record.model_dump_json().encode()} if record else {}
             bundle = write_bundle(path, manifest, built.files, samples, golden, extra)
@@ -153,11 +155,14 @@ class Builder:
         )
 
     def _golden(
-        self, backend: Backend, part: Part, manifest: Manifest, folder: Path, samples: Sequence[Any]
+        self, backend: Backend, part: Part, manifest: Manifest, folder: Path, samples: Sequence[Any], exact: bool
     ) -> list[Any]:
-        """What `selftest` must get: the compiled model's own outputs where it runs here, else the host's."""
+        """What `selftest` must get: the compiled model's own outputs where it runs here, else the host's.
+
+        `exact`: with 8-bit products added up in float, where the runtime can.
+        """
         if manifest.status == "built" and backend.availability().runs:
-            return _own_outputs(manifest, folder, samples)
+            return _own_outputs(manifest, folder, samples, exact)
         return outputs_of(part.model, list(samples))
 
     def _publish(self, name: str, built: Built) -> Path:
@@ -177,13 +182,14 @@ def _whole_batches(model: OnnxModel, samples: int) -> int:
     return size * -(-samples // size)
 
 
-def _own_outputs(manifest: Manifest, folder: Path, samples: Sequence[Any]) -> list[Any]:
+def _own_outputs(manifest: Manifest, folder: Path, samples: Sequence[Any], exact: bool) -> list[Any]:
     """What the compiled model answers in the smallest batches it takes, through the runner that the bundle will use."""
     from edgekit.agent.failures import Failure
-    from edgekit.agent.infer import batch_size, make_runner
+    from edgekit.agent.infer import batch_size, in_float, make_runner
 
     try:
         described = manifest.model_dump(mode="json")
+        described = in_float(described) if exact else described
         size = batch_size(described, 1)
         runner = make_runner(folder, described, 1, size)
         answers = [runner.infer([x[i : i + size] for x in samples]) for i in range(0, len(samples[0]), size)]

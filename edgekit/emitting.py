@@ -79,7 +79,6 @@ def emit_all(
         quant=quant,
         graphs=tuple(graphs),
         notes=tuple(note for step in history for note in step.notes),
-        warnings=tuple(line for step in history for line in step.warnings),
         exit_code=int(worst(codes)),
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.context import Silent
+from edgekit.devices import Devices
 from edgekit.errors import UsageError
 from edgekit.measuring import fitted
 from edgekit.model import Model
@@ -36,11 +37,13 @@ def follow(
 
     chosen, together = timed(load_recipe(recipe, targets=targets), time_budget), Processes()
     space = Workspace(output_folder(chosen.name, out).absolute())
-    chosen = replace(chosen, targets=tuple(fitted(planned)[0] for planned in chosen.targets))
+    if any(getattr(stage, "by_grid", False) for stage in chosen.stages):
+        devices = Devices()
+        chosen = replace(chosen, targets=tuple(fitted(planned, devices)[0] for planned in chosen.targets))
     job = Run.loaded(chosen, space, progress=Silent())
     model = job.entered()
     for number, stage in enumerate(chosen.stages, 1):
-        job.key = stage_key(job.key, stage, chosen.base)
+        job.key = stage_key(job.key, stage, chosen)
         folder = space.work / f"{number}-{stage.kind}"
         anew = together.agree(0.0)
         if anew and getattr(stage, "joins", False):

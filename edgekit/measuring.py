@@ -20,14 +20,17 @@ from edgekit.recipe import PlannedTarget
 from edgekit.registry import resolve
 from edgekit.report.report import Result
 from edgekit.stressing import Stress
-from edgekit.target import Target, fitting, lacking
+from edgekit.target import lacking, overflows, overflows_here
 from edgekit.workspace import Workspace
 
 RIVALS: dict[Role, tuple[Role, ...]] = {"reference": (), "float": ("reference",), "quantized": ("reference", "float")}
 """Role -> the roles that it is compared with in interleaved rounds."""
 
+SATURATING = ("onnxruntime", "openvino")
+"""Backends that overflow sums of 8-bit products on x86 without VNNI."""
+
 INEXACT = {"int8": ("openvino",), "int8_dynamic": ("onnxruntime", "openvino")}
-"""Backends that overflow sums of 8-bit products on some processors, and cannot be told to add them up in float."""
+"""Those of them that cannot be told to add up a precision's products in float."""
 
 
 @dataclass
@@ -107,27 +110,15 @@ class Measuring:
 
     def _device(self, planned: PlannedTarget) -> Device:
         """The target's device; where it has none, this machine in its place."""
-        if planned.device or not _overflows_here(planned.target):
+        if planned.device or not overflows_here(planned.target):
             return self.devices.open(planned.device or "local")
         return self.stand_in
-
-
-def _overflows_here(target: Target) -> bool:
-    here = state.machine()
-    return _overflows(target, here["arch"], here["features"])
-
-
-def _overflows(target: Target, arch: str, features: Sequence[str]) -> bool:
-    """Whether sums of 8-bit products overflow on a processor with these features, and on the target not."""
-    its = [one for each in target.cpu.features for one in each.split("|")]
-    return state.saturates(arch, features) and not state.saturates(target.arch, its)
 
 
 def fitted(planned: PlannedTarget, devices: Devices | None = None) -> tuple[PlannedTarget, str | None]:
     """The target as its device can have it, and a line where that is not quite what the target says.
 
-    Where sums of 8-bit products overflow on the device and not on the target, weights keep to the grid of the target
-    that is made for such a device.
+    Where sums of 8-bit products overflow on the device and not on the target, weights keep to 7 bits.
 
     Raises:
         UsageError: the device has another architecture, so that what it measures says nothing about the target.
@@ -142,21 +133,20 @@ def fitted(planned: PlannedTarget, devices: Devices | None = None) -> tuple[Plan
             "says nothing about the target. Leave `device` out to build without timing."
         )
     missing = [feature for feature in lacking(target, has) if set(state.WANTED_FEATURES) & {*feature.split("|")}]
-    if not missing:
-        return planned, None
-    said = f"{target.name}: its device {planned.device!r} lacks {', '.join(missing)}, which the target has: "
-    other = fitting(arch, has) if _overflows(target, arch, has) else None
-    if other is None:
-        return planned, said + "int8 may be slower or less accurate there than on the target."
-    backends = {
-        name: facts.model_copy(update={"grid": other.backends[name].grid}) if name in other.backends else facts
-        for name, facts in target.backends.items()
-    }
-    return (
-        replace(planned, target=target.model_copy(update={"backends": backends})),
-        said + f"8-bit sums would overflow there, so weights are quantized as for the target {other.name}, which is "
-        "made for such a device. int8 may be slower there than on the target.",
-    )
+    said = f"{target.name}: its device {planned.device!r} lacks {', '.join(missing) or 'VNNI'}, which the target has: "
+    if overflows(target, arch, has):
+        backends = {
+            name: facts.model_copy(update={"grid": "reduced_range"})
+            if name in SATURATING and facts.grid == "affine"
+            else facts
+            for name, facts in target.backends.items()
+        }
+        return (
+            replace(planned, target=target.model_copy(update={"backends": backends})),
+            said + "8-bit sums would overflow there, so weights keep to 7 bits on "
+            f"{' and '.join(SATURATING)}. int8 may be slower there than on the target.",
+        )
+    return planned, (said + "int8 may be slower or less accurate there than on the target.") if missing else None
 
 
 def saturated_here(results: Sequence[tuple[PlannedTarget, Result]]) -> list[str]:
@@ -165,7 +155,7 @@ def saturated_here(results: Sequence[tuple[PlannedTarget, Result]]) -> list[str]
     for planned, result in results:
         facts = planned.target.backends[result.backend]
         scored = planned.device is None and result.measured_on == "local" and facts.grid != "reduced_range"
-        if scored and result.backend in INEXACT.get(result.precision, ()) and _overflows_here(planned.target):
+        if scored and result.backend in INEXACT.get(result.precision, ()) and overflows_here(planned.target):
             found.setdefault(planned.target.name, {})[result.backend] = None
     return [
         f"{target}: its int8 for {' and '.join(backends)} was scored on this machine, whose sums of 8-bit products "

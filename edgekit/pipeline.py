@@ -116,7 +116,8 @@ def emit(
     chosen, shown = timed(load_recipe(recipe, targets=targets), time_budget), progress or Silent()
     job = Run.start(chosen, out, resume=resume, progress=shown, judged=False)
     try:
-        return emit_all(job.compress(), chosen.targets, job.data, job.space, shown)
+        emitted = emit_all(job.compress(), job.recipe.targets, job.data, job.space, shown)
+        return emitted.model_copy(update={"warnings": tuple(job.warnings)})
     finally:
         job.space.close()
 
@@ -193,7 +194,7 @@ class Run:
         model, before = self.entered(), self.oracle.step if self.judged else Step("source", {}, 0.0)
         together = _together()
         for number, stage in enumerate(self.recipe.stages[:stages], 1):
-            self.key = stage_key(self.key, stage, self.recipe.base)
+            self.key = stage_key(self.key, stage, self.recipe)
             folder = self.space.stage(number, stage.kind)
             kept = load_stage(folder, self.key, model) if self.resume else None
             if kept is not None:
@@ -359,11 +360,13 @@ def output_folder(name: str, out: str | Path | None) -> Path:
     return Path(out) if out else DEFAULT_OUT / name
 
 
-def stage_key(before: str, stage: Stage, base: Path) -> str:
-    """What a stage's result is made from: all that came before, its settings, and the files that they name."""
+def stage_key(before: str, stage: Stage, recipe: Recipe) -> str:
+    """What a stage's result is made from: all that came before, its settings, the files that they name, the grids."""
     files = getattr(stage, "files", None)
     settings = json.dumps(stage.model_dump(mode="json"), sort_keys=True)
-    return digest(before, stage.kind, settings, *(files(base) if files else ()))
+    grids = {f"{name} {facts.grid}" for one in recipe.targets for name, facts in one.target.backends.items()}
+    by_grid = sorted(grids) if getattr(stage, "by_grid", False) else ()
+    return digest(before, stage.kind, settings, *by_grid, *(files(recipe.base) if files else ()))
 
 
 def _together() -> Processes | None:

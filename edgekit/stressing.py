@@ -176,7 +176,8 @@ class _Form:
     def answers(self, profiler: Profiler, bundle: Bundle | None) -> Path:
         """Where the answers of a bundle lie, by all that they depend on."""
         assert bundle is not None
-        own = digest(self.key, profiler.device.name, model_digest(bundle))
+        exact = "exact" if getattr(profiler.device, "exact", False) else ""
+        own = digest(self.key, profiler.device.name, exact, model_digest(bundle))
         return self.stress.space.work / "robust" / f"{own[:32]}.npz"
 
     def prepare(self, answers: Sequence[Path]) -> None:

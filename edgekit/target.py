@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgekit.agent import state
 from edgekit.errors import UsageError
 from edgekit.extras import unknown
 from edgekit.model import Precision
@@ -118,6 +119,24 @@ def fitting(arch: str, features: Collection[str]) -> Target | None:
 def lacking(target: Target, features: Collection[str]) -> list[str]:
     """What a processor with these features lacks of the target's."""
     return [feature for feature in target.cpu.features if set(features).isdisjoint(feature.split("|"))]
+
+
+def overflows(target: Target, arch: str, features: Sequence[str]) -> bool:
+    """Whether sums of 8-bit products overflow on a processor with these features, and not where the target says.
+
+    >>> overflows(load_target("x86-64"), "x86_64", ["avx2", "fma"])
+    True
+    >>> overflows(load_target("x86-64-no-vnni"), "x86_64", ["avx2", "fma"])
+    False
+    """
+    its = [one for each in target.cpu.features for one in each.split("|")]
+    return state.saturates(arch, features) and not state.saturates(target.arch, its)
+
+
+def overflows_here(target: Target) -> bool:
+    """Whether they do on this machine."""
+    here = state.machine()
+    return overflows(target, here["arch"], here["features"])
 
 
 @cache

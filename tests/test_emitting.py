@@ -1,6 +1,7 @@
 """`--until emit`: graphs and the QuantSpec, the same as those of a whole run, and nothing else."""
 
 import json
+import platform
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 from quant.quant_graphs import residual_net
 
 from edgekit import QuantSpec
+from edgekit.devices.local import Local
 from edgekit.pipeline import emit, run
 
 RECIPE = """
@@ -48,6 +50,22 @@ def test_the_graphs_are_those_of_a_whole_run(recipe, tmp_path):
     left = {path.name for path in (tmp_path / "emitted").iterdir() if path.is_file()}
     assert not {"report.json", "report.html"} & left
     assert not list((tmp_path / "emitted" / "bundles").iterdir())
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the device is this machine, in the place of one like it")
+def test_a_device_that_overflows_gets_the_same_graphs_in_7_bits(recipe, tmp_path, monkeypatch):
+    whole = Local.describe
+    monkeypatch.setattr(Local, "describe", lambda self: {**whole(self), "features": ["avx2", "fma"]})
+    recipe.write_text(recipe.read_text().replace("x86-64, back", "x86-64, device: local, back"))
+    seen = emit(recipe, out=tmp_path / "emitted")
+    report = run(recipe, out=tmp_path / "whole")
+    assert [line for line in seen.warnings if "weights keep to 7 bits" in line]
+    assert [line for line in report.warnings if "weights keep to 7 bits" in line]
+    (file,) = next(g.files for g in seen.graphs if g.backend == "onnxruntime")
+    assert (tmp_path / "emitted" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    stored = onnx.load(tmp_path / "emitted" / file).graph.initializer
+    weights = [onnx.numpy_helper.to_array(t) for t in stored if t.data_type == onnx.TensorProto.INT8 and t.dims]
+    assert weights and max(np.abs(weight.astype(int)).max() for weight in weights) <= 64
 
 
 def test_the_command_names_what_it_wrote_and_imports_no_torch(recipe, tmp_path):

@@ -122,16 +122,22 @@ def _runner(proto: onnx.ModelProto, threads: int) -> Runner:
 
 
 @cache
-def _saturates() -> bool:
+def saturates_here() -> bool:
+    """Whether sums of 8-bit products overflow on this processor."""
     here = state.machine()
     return state.saturates(here["arch"], here["features"])
 
 
 def overflows(proto: onnx.ModelProto) -> bool:
     """Whether 8-bit kernels of this processor would add up something else than the graph says."""
-    if not _saturates():
+    if not saturates_here():
         return False
-    weights = (onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.data_type == onnx.TensorProto.INT8)
+    multiplied = {name for node in proto.graph.node if node.op_type != "Gather" for name in node.input}
+    weights = (
+        onnx.numpy_helper.to_array(tensor)
+        for tensor in proto.graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and tensor.name in multiplied
+    )
     return any(weight.size and (weight.max() > SEVEN_BITS or weight.min() < -SEVEN_BITS) for weight in weights)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.context import Progress, Silent
+from edgekit.graph.execute import saturates_here
 from edgekit.quant import dynamic, forms
 from edgekit.quant.histogram import snr_db
 from edgekit.quant.session import open_session
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import onnx
 
     from edgekit.quant.observe import Batches
-    from edgekit.quant.spec import Form, QuantSpec
+    from edgekit.quant.spec import Form, QuantSpec, Variant
 
 FAST: Mapping[str, tuple[Form, ...]] = {
     "onnxruntime": ("int8", "int8_dynamic"),
@@ -161,10 +162,12 @@ def _simulated(proto: onnx.ModelProto, spec: QuantSpec, backend: str, form: Form
     from edgekit.quant.qdq import emit
 
     asked = spec.model_copy(update={"forms": {backend: form, "onnxruntime": form}})
+    # Where 8-bit sums overflow, those of the dynamic form cannot be had exactly: all forms are compared in 7 bits.
+    variant: Variant = "reduced_range" if saturates_here() else "affine"
     if form != "int8_dynamic" or backend == "onnxruntime":
-        return emit(proto, asked, "affine", "onnxruntime")
+        return emit(proto, asked, variant, "onnxruntime")
     group = 32 if backend == "openvino" else None
-    return forms.rewritten(proto, asked, "affine", backend, partial(dynamic.rounded, group=group))
+    return forms.rewritten(proto, asked, variant, backend, partial(dynamic.rounded, group=group))
 
 
 def _first(batches: Batches, samples: int) -> Iterator[Sequence[Any]]:

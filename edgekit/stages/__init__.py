@@ -23,7 +23,8 @@ class Stage(Protocol):
     """A frozen pydantic value with the settings of one recipe entry.
 
     A class that works on what another stage makes says which by `after: ClassVar[str]`, one whose work others would
-    undo names these by `not_before: ClassVar[tuple[str, ...]]`, and a recipe is held to it.
+    undo names these by `not_before: ClassVar[tuple[str, ...]]`, and a recipe is held to it. One whose result depends on
+    the grids of the recipe's targets says so by `by_grid: ClassVar[bool]`, and is done again for others.
     """
 
     kind: ClassVar[str]

@@ -51,6 +51,7 @@ class Qat(Trains):
 
     kind: ClassVar[str] = "qat"
     trains: ClassVar[bool] = False
+    by_grid: ClassVar[bool] = True
     after: ClassVar[str] = "quantize"
 
     learning_rate: AnyRate = Field(default=2e-4, description="peak rate of Adam after a linear warm-up, or auto")

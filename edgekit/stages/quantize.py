@@ -71,6 +71,7 @@ class Quantize(BaseModel):
 
     kind: ClassVar[str] = "quantize"
     trains: ClassVar[bool] = False
+    by_grid: ClassVar[bool] = True
 
     precision: Form = "int8"
     """`int8` is static, and for transformers whichever 8-bit form is best on each backend."""

@@ -133,6 +133,7 @@ def test_the_same_recipe_from_the_onnx_file(demo, repo_root, tmp_path):
     for backend in ("onnxruntime", "litert"):
         mine, theirs = again.result(board, backend, "quantized"), demo[0].result(board, backend, "quantized")
         assert theirs.accuracy.value - mine.accuracy.value <= 0.01, backend
+        assert abs(again.result(board, backend, "float").accuracy.value - mine.accuracy.value) <= 0.003, backend
         assert abs(mine.size_bytes / theirs.size_bytes - 1) <= 0.03, backend
 
 

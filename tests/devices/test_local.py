@@ -12,6 +12,7 @@ import agent_bundles as small
 import numpy as np
 import pytest
 
+from edgekit.agent.infer import in_float
 from edgekit.agent.stats import least_samples
 from edgekit.bundle import Bundle, TensorEntry, write_bundle
 from edgekit.devices.local import Local, StandIn
@@ -44,6 +45,8 @@ def test_a_stand_in_adds_up_8_bit_products_without_overflow(tmp_path: Path) -> N
     ran = StandIn().run(small.overflowing_bundle(tmp_path), tmp_path / "in.npy", tmp_path / "out.npz")
     with np.load(ran.outputs) as outputs:
         np.testing.assert_array_equal(outputs["y"], small.SUMS)
+    told = in_float({"backend": "onnxruntime", "runner": {"session": {"own": "1"}}})
+    assert told["runner"]["session"] == {"own": "1", "session.disable_quant_qdq": "1"}
 
 
 def test_bench_gives_raw_samples_and_what_belongs_to_them(bundle: Bundle) -> None:

@@ -15,6 +15,7 @@ from edgekit.graph.fold import fold
 from edgekit.graph.normalise import normalise
 from edgekit.graph.opset import for_opset, ir_version_for
 from edgekit.graph.tools import opset_of
+from edgekit.quant.session import open_session
 
 node = helper.make_node
 
@@ -183,8 +184,37 @@ def test_the_runtime_sends_nothing(monkeypatch):
     assert called
 
 
-def test_sums_of_8_bit_products_do_not_saturate(monkeypatch):
-    """On x86 without VNNI kernels add them up in 16 bits."""
+@pytest.fixture
+def saturating(monkeypatch):
+    monkeypatch.setattr(execute, "saturates_here", lambda: True)
     monkeypatch.setattr(execute, "_sessions", type(execute._sessions)())
+
+
+def test_sums_of_8_bit_products_do_not_saturate(monkeypatch, saturating):
+    """On x86 without VNNI kernels add them up in 16 bits."""
+    runtime, settings = pytest.importorskip("onnxruntime"), []
+
+    class Session(runtime.InferenceSession):
+        def __init__(self, content, options, **more):
+            name, _ = execute.IN_FLOAT
+            settings.append(options.get_session_config_entry(name))
+            super().__init__(content, options, **more)
+
+    monkeypatch.setattr(runtime, "InferenceSession", Session)
     (seen,) = run_onnx(agent_bundles.overflowing(), [agent_bundles.FULL])
     np.testing.assert_array_equal(seen, agent_bundles.SUMS)
+    np.testing.assert_array_equal(open_session(agent_bundles.overflowing())([agent_bundles.FULL])[0], seen)
+    assert settings == ["1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("largest", "kind", "seen"), [(65, "MatMul", True), (64, "MatMul", False), (65, "Gather", False)]
+)
+def test_what_overflows_is_multiplied_and_has_more_than_7_bits(saturating, largest, kind, seen):
+    net = agent_bundles.overflowing()
+    (weight,) = [one for one in net.graph.initializer if one.name == "w"]
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.full((64, 8), -largest, np.int8), "w"))
+    if kind == "Gather":
+        (node,) = [one for one in net.graph.node if "w" in one.input]
+        node.op_type, node.input[:] = "Gather", ["w", "rows"]
+    assert execute.overflows(net) is seen
