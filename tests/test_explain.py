@@ -17,6 +17,7 @@ import agent_bundles as small
 from quant_graphs import Builder, residual_net
 
 from edgekit.advice import advice
+from edgekit.agent.infer import make_runner
 from edgekit.backends.looking import LOOKS
 from edgekit.bundle import extract_model, open_bundle, read_golden, read_member, write_bundle
 from edgekit.cli.app import app
@@ -217,11 +218,10 @@ def test_looking_changes_nothing_that_the_runtime_computes(built, tmp_path):
     bundle = open_bundle(built("whole", "onnxruntime"))
     record = Record.model_validate_json(read_member(bundle, "quant.json"))
     extract_model(bundle, tmp_path)
-    look = look_at("onnxruntime", tmp_path, bundle.manifest.model_dump(mode="json"), record)
-    x, y = read_golden(bundle, "inputs")[0], read_golden(bundle, "outputs")[0]
-    probe = look.probe()
-    for i in range(len(x)):
-        np.testing.assert_array_equal(probe([x[i : i + 1]])["y"], y[i : i + 1])
+    manifest = bundle.manifest.model_dump(mode="json")
+    probe, plain = look_at("onnxruntime", tmp_path, manifest, record).probe(), make_runner(tmp_path, manifest, 1, 1)
+    for row in read_golden(bundle, "inputs")[0][:, None]:
+        np.testing.assert_array_equal(probe([row])["y"], plain.infer([row])[0])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
 
 
