@@ -53,17 +53,19 @@ def test_the_graphs_are_those_of_a_whole_run(recipe, tmp_path):
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the device is this machine, in the place of one like it")
-def test_a_device_that_overflows_gets_the_same_graphs_in_7_bits(recipe, tmp_path, monkeypatch):
-    whole = Local.describe
+def test_a_device_that_overflows_gets_the_graphs_of_the_target_that_is_made_for_it(recipe, tmp_path, monkeypatch):
+    whole, text = Local.describe, recipe.read_text()
     monkeypatch.setattr(Local, "describe", lambda self: {**whole(self), "features": ["avx2", "fma"]})
-    recipe.write_text(recipe.read_text().replace("x86-64, back", "x86-64, device: local, back"))
-    seen = emit(recipe, out=tmp_path / "emitted")
-    report = run(recipe, out=tmp_path / "whole")
-    assert [line for line in seen.warnings if "weights keep to 7 bits" in line]
-    assert [line for line in report.warnings if "weights keep to 7 bits" in line]
-    (file,) = next(g.files for g in seen.graphs if g.backend == "onnxruntime")
-    assert (tmp_path / "emitted" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
-    stored = onnx.load(tmp_path / "emitted" / file).graph.initializer
+    recipe.write_text(text.replace("x86-64, back", "x86-64, device: local, back"))
+    fitted = emit(recipe, out=tmp_path / "fitted")
+    assert [line for line in fitted.warnings if "weights keep to 7 bits" in line]
+    recipe.write_text(text.replace("x86-64, back", "x86-64-no-vnni, device: local, back"))
+    made_for_it = emit(recipe, out=tmp_path / "made")
+    assert not made_for_it.warnings
+    for one, other in zip(fitted.graphs, made_for_it.graphs, strict=True):
+        for mine, theirs in zip(one.files, other.files, strict=True):
+            assert (tmp_path / "fitted" / mine).read_bytes() == (tmp_path / "made" / theirs).read_bytes()
+    stored = onnx.load(tmp_path / "fitted" / fitted.graphs[0].files[0]).graph.initializer
     weights = [onnx.numpy_helper.to_array(t) for t in stored if t.data_type == onnx.TensorProto.INT8 and t.dims]
     assert weights and max(np.abs(weight.astype(int)).max() for weight in weights) <= 64
 

@@ -144,6 +144,23 @@ def test_resume_keeps_what_is_the_same_and_nothing_else(folder):
     assert said.lines == []
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "again"),
+    [
+        ("samples: 64", "samples: 32", "done again, the earlier run had other settings or is damaged"),
+        ("target: x86-64,", "target: x86-64-no-vnni,", "done again, the earlier run had other settings or is damaged"),
+        ("max: 100 kB", "max: 200 kB", "kept from the earlier run"),
+    ],
+)
+def test_resume_keeps_a_stage_by_its_settings_and_by_the_grids_of_the_targets(folder, before, after, again):
+    run(folder, network())
+    text, said = (folder / "recipe.yaml").read_text(), Lines()
+    assert before in text
+    (folder / "recipe.yaml").write_text(text.replace(before, after))
+    edgekit.run(folder / "recipe.yaml", out=folder / "out", resume=True, progress=said)
+    assert said.lines[0] == f"quantize: {again}"
+
+
 def test_resuming_with_other_data_measures_on_the_other_data(folder):
     run(folder, network())
     with np.load(folder / "data.npz") as data:

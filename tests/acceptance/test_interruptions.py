@@ -87,13 +87,3 @@ def nothing_half_written(out, said):
     assert "edgekit: interrupted." in said
     assert not (out / "report.json").exists()
     assert not [p for p in out.rglob("*") if p.is_file() and p.name.endswith((".part", ".tmp"))]
-
-
-def test_a_changed_recipe_is_not_resumed(recipe, tmp_path):
-    changed = tmp_path / "changed.yaml"
-    changed.write_text(recipe.read_text().replace("samples: 256", "samples: 128"))
-    for one, options in ((recipe, ()), (changed, ("--resume",))):
-        process = start(one, tmp_path / "out", *options)
-        _, stderr = process.communicate(timeout=600)
-        assert process.returncode == 0, stderr
-    assert "kept from the earlier run" not in stderr
