@@ -14,7 +14,7 @@ from typing import Any
 from edgekit.context import Silent
 from edgekit.devices import Devices
 from edgekit.errors import UsageError
-from edgekit.measuring import fitted
+from edgekit.measuring import fit
 from edgekit.model import Model
 from edgekit.pipeline import Run, output_folder, stage_key, timed
 from edgekit.recipe import load_recipe
@@ -38,8 +38,7 @@ def follow(
     chosen, together = timed(load_recipe(recipe, targets=targets), time_budget), Processes()
     space = Workspace(output_folder(chosen.name, out).absolute())
     if any(getattr(stage, "by_grid", False) for stage in chosen.stages):
-        devices = Devices()
-        chosen = replace(chosen, targets=tuple(fitted(planned, devices)[0] for planned in chosen.targets))
+        chosen = replace(chosen, targets=fit(chosen.targets, Devices())[0])
     job = Run.loaded(chosen, space, progress=Silent())
     model = job.entered()
     for number, stage in enumerate(chosen.stages, 1):

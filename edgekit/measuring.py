@@ -149,6 +149,12 @@ def fitted(planned: PlannedTarget, devices: Devices | None = None) -> tuple[Plan
     return planned, (said + "int8 may be slower or less accurate there than on the target.") if missing else None
 
 
+def fit(targets: Sequence[PlannedTarget], devices: Devices) -> tuple[tuple[PlannedTarget, ...], list[str]]:
+    """All targets as `fitted` has them, and its lines."""
+    pairs = [fitted(planned, devices) for planned in targets]
+    return tuple(planned for planned, _ in pairs), [line for _, line in pairs if line]
+
+
 def saturated_here(results: Sequence[tuple[PlannedTarget, Result]]) -> list[str]:
     """A line for every target whose int8 was scored in its stead on this machine, where sums overflow and there not."""
     found: dict[str, dict[str, None]] = {}

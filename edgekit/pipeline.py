@@ -24,7 +24,7 @@ from edgekit.errors import UsageError
 from edgekit.extras import DISTRIBUTION
 from edgekit.gate import exit_code, judge
 from edgekit.launched import processes
-from edgekit.measuring import Measuring, fitted, saturated_here
+from edgekit.measuring import Measuring, fit, saturated_here
 from edgekit.model import Model, OnnxModel, Step, trail
 from edgekit.observed import Evidence
 from edgekit.probing import Probing, cleared
@@ -161,9 +161,8 @@ class Run:
         folder = output_folder(recipe.name, out)
         Workspace.check(folder)
         devices = devices or Devices(progress=progress)
-        pairs = [fitted(planned, devices) for planned in recipe.targets]
-        recipe = replace(recipe, targets=tuple(planned for planned, _ in pairs))
-        warnings = [line for _, line in pairs if line]
+        targets, warnings = fit(recipe.targets, devices)
+        recipe = replace(recipe, targets=targets)
         with progress.task("load data and model"):
             job = cls.loaded(recipe, Workspace(folder), progress=progress)
             if judged:

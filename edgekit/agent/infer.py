@@ -18,6 +18,9 @@ from . import arrays, output, state
 from .failures import USAGE, Failure, missing, usage
 from .preprocess import check, preprocess
 
+IN_FLOAT = ("session.disable_quant_qdq", "1")
+"""Has ONNX Runtime compute what lies between quantizing and dequantizing in float: slower, and by exact sums."""
+
 
 def runner_module(folder: Path, manifest: dict[str, Any]) -> Any:
     """The module that runs the bundle's backend, with its runtime imported.
@@ -154,7 +157,7 @@ def run(archive: Any, options: Any) -> dict[str, Any]:
 def in_float(manifest: dict[str, Any]) -> dict[str, Any]:
     """The manifest for ONNX Runtime's kernels in float: where those for 8 bits overflow, these do not."""
     runner = manifest["runner"]
-    session = {**runner.get("session", {}), "session.disable_quant_qdq": "1"}
+    session = {**runner.get("session", {}), IN_FLOAT[0]: IN_FLOAT[1]}
     return {**manifest, "runner": {**runner, "session": session}}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from edgekit.agent import state
+from edgekit.agent.infer import IN_FLOAT
 from edgekit.errors import UsageError
 from edgekit.extras import require
 from edgekit.graph.large import fingerprint, is_large, loadable
@@ -27,8 +28,6 @@ Runner = Callable[[Sequence[Array]], list[Array]]
 KEPT_SESSIONS = 4
 SEVEN_BITS = 64
 """Weights up to this keep sums of two products with 8 unsigned bits within 16 bits."""
-IN_FLOAT = ("session.disable_quant_qdq", "1")
-"""Has ONNX Runtime compute what lies between quantizing and dequantizing in float: slower, and by exact sums."""
 _sessions: OrderedDict[tuple[str, int], Runner] = OrderedDict()
 
 

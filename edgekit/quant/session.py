@@ -27,7 +27,8 @@ def open_session(proto: onnx.ModelProto, *, runtime: str | None = None) -> Sessi
     products saturate on this processor, and the graph's weights are that large, ONNX Runtime computes them in float,
     if it is there.
     """
-    from edgekit.graph.execute import IN_FLOAT, overflows
+    from edgekit.agent.infer import IN_FLOAT
+    from edgekit.graph.execute import overflows
     from edgekit.graph.large import loadable
 
     exact = overflows(proto) and importlib.util.find_spec("onnxruntime") is not None

@@ -7,6 +7,7 @@ import pytest
 from graph_models import PADDLE, difference, make, paddle, paddle_input, types, weights
 from onnx import helper
 
+from edgekit.agent.infer import IN_FLOAT
 from edgekit.errors import BuildError, UsageError
 from edgekit.graph import execute
 from edgekit.graph.cost import cost
@@ -196,7 +197,7 @@ def test_sums_of_8_bit_products_do_not_saturate(monkeypatch, saturating):
 
     class Session(runtime.InferenceSession):
         def __init__(self, content, options, **more):
-            name, _ = execute.IN_FLOAT
+            name, _ = IN_FLOAT
             settings.append(options.get_session_config_entry(name))
             super().__init__(content, options, **more)
 

@@ -82,7 +82,8 @@ def session(proto, optimize=True):
     """By the kernels that the processor has; where they overflow sums of 8-bit products, by those in float."""
     import onnxruntime as ort
 
-    from edgekit.graph.execute import IN_FLOAT, overflows
+    from edgekit.agent.infer import IN_FLOAT
+    from edgekit.graph.execute import overflows
 
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, 1
